@@ -1,4 +1,4 @@
-"""Shared fixtures. The reference data in ../shared is present for developers and CI, not for users."""
+"""Shared fixtures. Reference data in ../shared exists for developers and CI, not for users."""
 
 import os
 import pathlib
@@ -26,5 +26,5 @@ def golden() -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def human_pusht_zarr() -> pathlib.Path:
-    """The published human Push-T demonstrations (zarr v2 directory); skips where they are absent."""
+    """The published human Push-T demonstrations (zarr v2 directory); skips without them."""
     return _need(SHARED / "data" / "pusht" / "pusht_cchi_v7_replay.zarr")

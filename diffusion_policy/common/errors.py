@@ -1,8 +1,8 @@
 """Errors whose message is meant for the person at the keyboard.
 
-Every message is one sentence that says what was found where, what was expected, and what to do. The command
-lines (``train.py``, ``eval.py`` ...) print the message of a :class:`DiffusionPolicyError` without a traceback and
-exit with a non-zero code; anything else is a bug and keeps its traceback.
+Every message is one sentence that says what was found where, what was expected, and what to do. The
+command lines (``train.py``, ``eval.py`` ...) print the message of a :class:`DiffusionPolicyError`
+without a traceback and exit with a non-zero code; anything else is a bug and keeps its traceback.
 """
 
 
@@ -11,7 +11,9 @@ class DiffusionPolicyError(Exception):
 
 
 class ConfigError(DiffusionPolicyError, ValueError):
-    """A configuration value that cannot work: impossible horizon, wrong ``obs_dim``, unknown option."""
+    """A configuration value that cannot work: impossible horizon, wrong ``obs_dim``, unknown
+    option.
+    """
 
 
 class DataError(DiffusionPolicyError, ValueError):

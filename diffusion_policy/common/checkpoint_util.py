@@ -1,0 +1,303 @@
+"""Checkpoint files that survive a kill at any instant, and the list of the best ones."""
+
+import contextlib
+import errno
+import logging
+import math
+import os
+import re
+import shutil
+import string
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from diffusion_policy.common.errors import CheckpointError, ConfigError
+
+log = logging.getLogger(__name__)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Atomic files
+# --------------------------------------------------------------------------------------------------------------------
+
+_in_progress: set[Path] = set()  # temporary files this process is writing now
+
+
+def atomic_write(path: str | Path, write_fn: Callable[[BinaryIO], object]) -> None:
+    """Writes a file that is, at every instant, either the old one or the new one, whole.
+
+    The bytes go to ``.<name>.<pid>.partial`` beside the target, reach the disk, and are then moved into place. What a
+    killed writer left behind is removed by the next write into the same folder.
+
+    Args:
+        path: the file to create or replace; missing folders are created.
+        write_fn: called with the open binary file.
+
+    Raises:
+        CheckpointError: the operating system refused (disk full, read-only, ...); an existing file is untouched.
+    """
+    path = Path(path)
+    written = 0
+
+    def fill(partial: Path) -> None:
+        nonlocal written
+        with partial.open("wb") as file:
+            try:
+                write_fn(file)
+                file.flush()
+                os.fsync(file.fileno())
+            finally:
+                written = os.fstat(file.fileno()).st_size
+
+    try:
+        _put_in_place(path, fill)
+    except Exception as error:
+        cause = _os_error_behind(error)
+        if cause is None:
+            raise
+        raise CheckpointError(_write_failure(path, cause, written)) from error
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Makes ``target`` a second name of the finished file ``source``, or a copy where links are not possible.
+
+    A name costs no disk space and no second serialisation. Replacing one of the two by :func:`atomic_write` later
+    leaves the other as it is.
+    """
+    source, target = Path(source), Path(target)
+    try:
+        _put_in_place(target, lambda partial: os.link(source, partial))
+    except OSError:
+        with source.open("rb") as original:
+            atomic_write(target, lambda file: shutil.copyfileobj(original, file))
+
+
+def _put_in_place(path: Path, make: Callable[[Path], object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove_leftovers(path.parent)
+    _in_progress.add(partial)
+    try:
+        make(partial)
+        os.replace(partial, path)
+        _sync_folder(path.parent)
+    finally:
+        # After a success there is nothing to remove, but for links: rename(2) keeps a second name of the same file.
+        partial.unlink(missing_ok=True)
+        _in_progress.discard(partial)
+
+
+def _sync_folder(folder: Path) -> None:
+    """A rename is on the disk only when its folder is."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Removes partial files whose writer no longer lives."""
+    for partial in folder.glob(".*.partial"):
+        pid = partial.name.split(".")[-2]
+        if partial not in _in_progress and pid.isdigit() and not _is_another_process(int(pid)):
+            partial.unlink(missing_ok=True)
+
+
+def _is_another_process(pid: int) -> bool:
+    if pid == os.getpid():  # containers start over with the same numbers
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's process
+        return True
+    return True
+
+
+def _os_error_behind(error: BaseException | None) -> OSError | None:
+    """``torch.save`` turns a full disk into a RuntimeError; the cause is further down the chain."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _write_failure(path: Path, cause: OSError, written: int) -> str:
+    reason = os.strerror(cause.errno) if cause.errno else str(cause)
+    remedy = "check the folder and resume"
+    if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(path.parent).free
+        reason += f" (it needs more than the {_size(written)} written so far, {_size(free)} are free)"
+        remedy = "free some space and resume"
+    previous = path if path.exists() else newest_other_checkpoint(path)
+    kept = "nothing was there before" if previous is None else f"the previous {previous} is intact"
+    return f"cannot write {path}: {reason}; {kept}; {remedy}"
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB"
+
+
+def newest_other_checkpoint(path: str | Path) -> Path | None:
+    """The most recently written non-empty ``*.ckpt`` beside ``path``, for messages that say what to use instead."""
+    path = Path(path)
+    others = [p for p in path.parent.glob("*.ckpt") if p.name != path.name and p.stat().st_size > 0]
+    return max(others, key=lambda p: p.stat().st_mtime, default=None)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The best k
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class TopKCheckpointManager:
+    """Keeps the ``k`` best checkpoints of a run, by one metric of the log.
+
+    :meth:`propose` decides and changes nothing; :meth:`commit` records the new file and deletes the one it displaces.
+    Between the two the caller writes the file, so that a kill never leaves fewer than ``k`` good ones.
+    :meth:`get_ckpt_path` does both at once.
+
+    Args:
+        save_dir: the folder of the checkpoints.
+        monitor_key: name of the metric in the data.
+        mode: ``max`` or ``min``, which values are good.
+        k: how many to keep; 0 keeps none.
+        format_str: file name, formatted with the data.
+
+    Raises:
+        ConfigError: ``mode`` or ``k`` is impossible.
+    """
+
+    def __init__(
+        self,
+        save_dir: str | Path,
+        monitor_key: str,
+        mode: str = "min",
+        k: int = 1,
+        format_str: str = "epoch={epoch:03d}-train_loss={train_loss:.3f}.ckpt",
+    ):
+        if mode not in ("max", "min"):
+            raise ConfigError(f"checkpoint.topk.mode is {mode!r}; set it to 'max' or 'min'")
+        if k < 0:
+            raise ConfigError(f"checkpoint.topk.k is {k}; set it to 0 (keep none) or more")
+        self.save_dir = str(save_dir)
+        self.monitor_key = monitor_key
+        self.mode = mode
+        self.k = k
+        self.format_str = format_str
+        self.path_value_map: dict[str, float] = {}
+        self._proposed: dict[str, float] = {}
+        self._warned_missing = False
+
+    def propose(self, data: Mapping[str, Any]) -> str | None:
+        """Where this state should be saved, or None if it is not among the best.
+
+        Args:
+            data: the log of the step, with ``/`` in names replaced by ``_``.
+
+        Raises:
+            ConfigError: ``format_str`` names a key that the data lacks.
+        """
+        self._proposed = {}
+        value = self._metric(data) if self.k > 0 else None
+        if value is None:
+            return None
+        path = os.path.join(self.save_dir, self._file_name(data))
+        # A file of this very name would be replaced, so it is no rival.
+        rivals = [rival for rival in self._best_first() if rival != path]
+        if len(rivals) >= self.k and not self._is_better(
+            value, self.path_value_map[rivals[self.k - 1]]
+        ):
+            return None
+        self._proposed = {path: value}
+        return path
+
+    def commit(self, path: str) -> None:
+        """Records the proposed file, which must be in place by now, and deletes what it displaces."""
+        self.path_value_map.pop(path, None)
+        self.path_value_map[path] = self._proposed.pop(path)
+        for displaced in self._best_first()[self.k :]:
+            del self.path_value_map[displaced]
+            Path(displaced).unlink(missing_ok=True)
+
+    def get_ckpt_path(self, data: Mapping[str, Any]) -> str | None:
+        """Proposes and commits at once: the interface of the original, for callers that write afterwards."""
+        path = self.propose(data)
+        if path is not None:
+            Path(self.save_dir).mkdir(parents=True, exist_ok=True)
+            self.commit(path)
+        return path
+
+    def state_dict(self) -> dict[str, Any]:
+        """The recorded files and the proposed one, relative to ``save_dir`` so that a run folder can be moved.
+
+        The proposed one belongs to it because the state is part of the very file that is about to be written.
+        """
+        values = {**self.path_value_map, **self._proposed}
+        return {"files": {os.path.relpath(p, self.save_dir): value for p, value in values.items()}}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores the list as far as the files exist; ``{}`` rebuilds it from the file names alone.
+
+        Files that the state does not know (an older implementation's, or one put in place just before a kill) are taken
+        in with the value in their name. Nothing is deleted before the next :meth:`commit`.
+        """
+        known = state.get("files", {})
+        values = {**known, **self._values_in_file_names(), **known}  # first in order and in word
+        paths = {os.path.join(self.save_dir, name): value for name, value in values.items()}
+        self.path_value_map = {path: v for path, v in paths.items() if os.path.isfile(path)}
+        self._proposed = {}
+
+    def _metric(self, data: Mapping[str, Any]) -> float | None:
+        if self.monitor_key not in data:
+            if not self._warned_missing:
+                log.warning(
+                    "checkpoint.topk.monitor_key %r is not in the log of this epoch, so no best checkpoint is kept; is "
+                    "checkpoint_every a multiple of the interval at which it is measured?",
+                    self.monitor_key,
+                )
+                self._warned_missing = True
+            return None
+        value = float(data[self.monitor_key])
+        if math.isnan(value):
+            log.warning("%s is NaN; this epoch is not among the best", self.monitor_key)
+            return None
+        return value
+
+    def _file_name(self, data: Mapping[str, Any]) -> str:
+        try:
+            return self.format_str.format(**data)
+        except KeyError as error:
+            raise ConfigError(
+                f"checkpoint.topk.format_str {self.format_str!r} uses {error}, which is not in the log of this epoch; "
+                "name a key that is logged at every checkpoint"
+            ) from error
+
+    def _is_better(self, a: float, b: float) -> bool:
+        return a > b if self.mode == "max" else a < b
+
+    def _best_first(self) -> list[str]:
+        """Paths by value; among equals the newer first, so that the older is displaced."""
+        values = self.path_value_map
+        return sorted(reversed(values), key=values.__getitem__, reverse=self.mode == "max")
+
+    def _values_in_file_names(self) -> dict[str, float]:
+        pattern = _format_to_regex(self.format_str, self.monitor_key)
+        matches = {p.name: pattern.fullmatch(p.name) for p in sorted(Path(self.save_dir).glob("*"))}
+        with contextlib.suppress(IndexError):  # the names do not tell the metric
+            return {name: float(match["metric"]) for name, match in matches.items() if match}
+        return {}
+
+
+def _format_to_regex(format_str: str, metric: str) -> re.Pattern[str]:
+    """The file names a format string makes, with the number printed for ``metric`` as a group of that name."""
+    number = r"(?P<metric>-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
+    parts = []
+    for literal, field, _, _ in string.Formatter().parse(format_str):
+        parts.append(re.escape(literal))
+        if field is not None:
+            parts.append(number if field == metric else r".+?")
+            number = r".+?"  # a group can have its name only once
+    return re.compile("".join(parts))

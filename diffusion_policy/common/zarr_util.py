@@ -1,0 +1,267 @@
+"""Arrays in zarr **format 2**, handled through zarr 3: chunk sizes, compressors, copies, readable errors.
+
+Format 2 is what the published data sets are stored in and what the original implementation can read, so it is
+what we write. Two things zarr 3 adds to a format-2 store are allowed by that format and ignored by old readers:
+the explicit ``dimension_separator`` (its default) and empty ``.zattrs`` files.
+"""
+
+import itertools
+import logging
+import math
+import numbers
+import pathlib
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import zarr
+from numcodecs import Blosc
+from numcodecs.abc import Codec
+from zarr.core.buffer import default_buffer_prototype
+from zarr.core.sync import sync
+
+from diffusion_policy.common.errors import ConfigError, DataError
+
+logger = logging.getLogger(__name__)
+
+COMPRESSORS = {
+    "default": Blosc(cname="lz4", clevel=5, shuffle=Blosc.NOSHUFFLE),  # fast to read back
+    "disk": Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE),  # small
+}
+#: What zarr 2 used where nobody chose: the small arrays of ``/meta`` carry it.
+META_COMPRESSOR = Blosc(cname="lz4", clevel=5, shuffle=Blosc.SHUFFLE)
+
+#: What zarr and the codecs raise when a store is truncated, corrupt, or needs a codec that is not there.
+UNREADABLE = (ValueError, RuntimeError, TypeError, KeyError, OSError, zipfile.BadZipFile)
+
+_COPY_BYTES = 64e6  # how much of an array is decoded at a time while it is re-chunked
+
+
+def resolve_compressor(compressor: Codec | str | None) -> Codec | None:
+    """Turn the aliases ``'default'`` and ``'disk'`` into codecs; codecs and None pass through.
+
+    Raises:
+        ConfigError: for any other string.
+    """
+    if not isinstance(compressor, str):
+        return compressor
+    if compressor not in COMPRESSORS:
+        raise ConfigError(
+            f"unknown compressor {compressor!r}: use 'default', 'disk', None or a numcodecs codec"
+        )
+    return COMPRESSORS[compressor]
+
+
+def check_chunks_compatible(chunks: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Check that ``chunks`` can tile an array of ``shape``.
+
+    Raises:
+        ConfigError: when the ranks differ or a chunk length is not a positive integer.
+    """
+    fits = len(chunks) == len(shape) and all(
+        isinstance(c, numbers.Integral) and int(c) > 0 for c in chunks
+    )
+    if not fits:
+        raise ConfigError(
+            f"chunks {tuple(chunks)} do not fit an array of shape {tuple(shape)}: "
+            f"give one positive integer per axis"
+        )
+
+
+def get_optimal_chunks(
+    shape: tuple[int, ...],
+    dtype: np.typing.DTypeLike,
+    target_chunk_bytes: float = 2e6,
+    max_chunk_length: int | None = None,
+) -> tuple[int, ...]:
+    """Chunks of about ``target_chunk_bytes``: trailing axes whole, one axis cut, leading axes 1.
+
+    Args:
+        shape: shape of the whole array, time first.
+        dtype: its element type.
+        target_chunk_bytes: uncompressed size to aim for.
+        max_chunk_length: upper limit for the time axis.
+
+    Returns:
+        The chunk shape. ``(25650, 96, 96, 3)`` of uint8 gives ``(73, 96, 96, 3)``.
+    """
+    lengths = list(shape)
+    if max_chunk_length is not None:
+        lengths[0] = min(lengths[0], max_chunk_length)
+    # sizes[i]: bytes of one slab made of the last i axes
+    sizes = [np.dtype(dtype).itemsize * math.prod(lengths[len(lengths) - i :]) for i in range(len(lengths) + 1)]
+    n_whole = len(lengths) - 1
+    for i in range(len(lengths) - 1):
+        if sizes[i] <= target_chunk_bytes < sizes[i + 1]:
+            n_whole = i
+    cut = len(lengths) - 1 - n_whole
+    cut_length = min(lengths[cut], math.ceil(target_chunk_bytes / max(sizes[n_whole], 1)))
+    return (1,) * cut + (max(cut_length, 1), *lengths[cut + 1 :])
+
+
+def store_name(node: zarr.Group | zarr.Array) -> str:
+    """Where a group or array lives, as a person would name it: a path, or ``memory``."""
+    store = node.store_path.store
+    root = getattr(store, "root", None) or getattr(store, "path", None)
+    if not isinstance(root, (str, pathlib.Path)):
+        return "memory"
+    return str(pathlib.Path(root, node.store_path.path))
+
+
+def compressor_of(array: zarr.Array) -> Codec | None:
+    """The codec a format-2 array is compressed with, None where it is stored raw."""
+    return array.compressors[0] if array.compressors else None  # type: ignore[return-value]
+
+
+def create_array(
+    group: zarr.Group,
+    name: str,
+    shape: tuple[int, ...],
+    dtype: np.typing.DTypeLike,
+    chunks: tuple[int, ...],
+    compressor: Codec | None,
+) -> zarr.Array:
+    """Create ``group/name`` filled with zeros, replacing an array of that name."""
+    return group.create_array(
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=tuple(max(int(c), 1) for c in chunks),
+        compressors=compressor,
+        fill_value=0,
+        order="C",
+        overwrite=True,
+    )
+
+
+def write_rows(array: zarr.Array, start: int, values: np.ndarray) -> None:
+    """``array[start : start + len(values)] = values``.
+
+    Chunks of zeros are written like any other, so that a chunk that is missing on disk means damage.
+    """
+    array = array.with_config({"write_empty_chunks": True})
+    array[start : start + len(values)] = values
+
+
+def save_array(
+    group: zarr.Group,
+    name: str,
+    values: np.ndarray,
+    chunks: tuple[int, ...],
+    compressor: Codec | None,
+) -> zarr.Array:
+    """Create ``group/name`` with these values, replacing an array of that name."""
+    array = create_array(group, name, values.shape, values.dtype, chunks, compressor)
+    array.with_config({"write_empty_chunks": True})[...] = values
+    return array
+
+
+def read_array(array: zarr.Array, length: int | None = None) -> np.ndarray:
+    """Read an array, or its first ``length`` rows, into memory.
+
+    Raises:
+        DataError: naming the damaged chunk, when something cannot be decoded.
+    """
+    try:
+        if array.nchunks_initialized < array.nchunks:
+            logger.warning(
+                "%s: %d of %d chunks are missing and read as zeros",
+                store_name(array),
+                array.nchunks - array.nchunks_initialized,
+                array.nchunks,
+            )
+        return np.asarray(array[...] if length is None else array[:length])
+    except UNREADABLE as error:
+        raise DataError(
+            f"{store_name(array)}: {_first_bad_chunk(array)} cannot be decoded ({error}); the file is "
+            f"truncated, corrupt or compressed with a codec that is not installed: get the data set again"
+        ) from error
+
+
+def _first_bad_chunk(array: zarr.Array) -> str:
+    counts = [math.ceil(n / c) for n, c in zip(array.shape, array.chunks, strict=True)]
+    for index in itertools.product(*map(range, counts)):
+        try:
+            array.blocks[index]
+        except UNREADABLE:
+            return "chunk " + ".".join(map(str, index))
+    return "a chunk"
+
+
+def copy_array(
+    source: zarr.Array,
+    group: zarr.Group,
+    name: str,
+    chunks: tuple[int, ...],
+    compressor: Codec | None,
+) -> zarr.Array:
+    """Copy ``source`` to ``group/name``: byte by byte where nothing changes, re-encoded otherwise."""
+    if tuple(chunks) == source.chunks and compressor == compressor_of(source):
+        _copy_encoded(source, group, name)
+        return group[name]  # type: ignore[return-value]
+    target = create_array(group, name, source.shape, source.dtype, chunks, compressor)
+    row_bytes = max(source.dtype.itemsize * math.prod(source.shape[1:]), 1)
+    # whole chunks of the target, so that none is encoded twice
+    step = max(int(_COPY_BYTES / row_bytes) // chunks[0], 1) * chunks[0]
+    for start in range(0, source.shape[0], step):
+        write_rows(target, start, np.asarray(source[start : start + step]))
+    return target
+
+
+def _copy_encoded(source: zarr.Array, group: zarr.Group, name: str) -> None:
+    """Copy the stored bytes of an array without decoding them (lossy images stay as they are)."""
+    src, dst = source.store_path, group.store_path / name
+
+    async def copy() -> None:
+        await dst.delete_dir()
+        keys = [key async for key in src.store.list_prefix(f"{src.path}/")]
+        for key in keys:
+            if key.endswith(".partial"):  # left over from a killed writer
+                continue
+            value = await src.store.get(key, default_buffer_prototype())
+            if value is not None:
+                await dst.store.set(f"{dst.path}/{key[len(src.path) + 1 :]}", value)
+
+    sync(copy())
+
+
+def rechunk_recompress_array(
+    group: zarr.Group,
+    name: str,
+    chunks: tuple[int, ...] | None = None,
+    chunk_length: int | None = None,
+    compressor: Codec | str | None = None,
+    tmp_key: str = "_temp",
+) -> zarr.Array:
+    """Store ``group/name`` with other chunks or another compressor.
+
+    Args:
+        group: the group that holds the array.
+        name: its name there.
+        chunks: the new chunk shape. None: ``(chunk_length, *old chunks[1:])``, or the old ones.
+        chunk_length: the new first chunk length where ``chunks`` is None.
+        compressor: the new codec or alias. None keeps the old one (it cannot remove compression).
+        tmp_key: name under which the new array is built before it takes the old one's place.
+
+    Returns:
+        The new array, or the old one where nothing changes.
+    """
+    old: zarr.Array = group[name]  # type: ignore[assignment]
+    if chunks is None:
+        chunks = old.chunks if chunk_length is None else (chunk_length, *old.chunks[1:])
+    check_chunks_compatible(chunks, old.shape)
+    codec = compressor_of(old) if compressor is None else resolve_compressor(compressor)
+    if tuple(chunks) == old.chunks and codec == compressor_of(old):
+        return old
+    new = copy_array(old, group, tmp_key, chunks, codec)
+    _copy_encoded(new, group, name)
+    del group[tmp_key]
+    return group[name]  # type: ignore[return-value]
+
+
+def per_key(setting: Any, key: str, fallback: Callable[[], Any]) -> Any:
+    """Look ``key`` up in a per-key ``dict`` setting; anything but a dict counts for all keys."""
+    if not isinstance(setting, dict):
+        return setting
+    return setting[key] if key in setting else fallback()

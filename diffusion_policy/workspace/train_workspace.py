@@ -1,0 +1,372 @@
+"""The training loop: one for all methods.
+
+Read :meth:`TrainWorkspace.run` from top to bottom; that is the life of a run. A method's own
+workspace states only what it does differently: its optimizer, its step, its extra metrics.
+
+A run that is killed at any instant continues from its last checkpoint. On a CPU it then ends
+bit-identical to a run that was never killed: a checkpoint holds, beside the weights, all random
+number generators, the position of the learning-rate schedule and of the moving average, the top-k
+list, and how long the log file was.
+"""
+
+import copy
+import logging
+import os
+import random
+from typing import Any
+
+import hydra
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf, open_dict
+from tqdm import tqdm
+
+from diffusion_policy.common.checkpoint_util import TopKCheckpointManager
+from diffusion_policy.common.device import resolve_device
+from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.common.pytorch_util import dict_apply
+from diffusion_policy.config.checks import check_horizon
+from diffusion_policy.config.instantiate import instantiate
+from diffusion_policy.dataset.base_dataset import BaseImageDataset, BaseLowdimDataset
+from diffusion_policy.dataset.batching import make_dataloader
+from diffusion_policy.env_runner.base_image_runner import BaseImageRunner
+from diffusion_policy.env_runner.base_lowdim_runner import BaseLowdimRunner
+from diffusion_policy.model.common.lr_scheduler import get_scheduler
+from diffusion_policy.workspace.base_workspace import BaseWorkspace
+from diffusion_policy.workspace.rng import get_rng_state, set_rng_state
+from diffusion_policy.workspace.run_logger import RunLogger
+from diffusion_policy.workspace.step_log import StepLog
+
+logger = logging.getLogger(__name__)
+
+
+class TrainWorkspace(BaseWorkspace):
+    """Trains ``self.model`` as ``cfg`` says.
+
+    Attributes:
+        model: the policy that is trained.
+        ema_model: its moving average, which is what gets evaluated; None without
+            ``training.use_ema``.
+        global_step: number of batches seen. epoch: number of the running epoch.
+        resume_state: all else that an identical continuation needs, in plain Python values.
+    """
+
+    include_keys = ("global_step", "epoch", "resume_state")
+    # What is restored through resume_state: the original implementation must find only names it
+    # knows.
+    exclude_keys = ("lr_scheduler", "ema", "topk")
+
+    def __init__(self, cfg: DictConfig, output_dir: str | None = None):
+        super().__init__(cfg, output_dir)
+        check_horizon(cfg)
+        seed_everything(cfg.training.seed)
+        self.model: Any = instantiate(cfg.policy)
+        self.ema_model = copy.deepcopy(self.model) if cfg.training.get("use_ema") else None
+        self.optimizer = self.make_optimizer()
+        self.global_step = 0
+        self.epoch = 0
+        self.resume_state: dict[str, Any] = {}
+
+    # ---- what a method may do differently --------------------------------------------------------
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer over all parameters of the policy, as ``cfg.optimizer`` says."""
+        target = hydra.utils.get_class(self.cfg.optimizer._target_)
+        options: dict[str, Any] = {}
+        if target in (torch.optim.Adam, torch.optim.AdamW) and "foreach" not in self.cfg.optimizer:
+            options["fused"] = True  # one kernel, not a loop over parameters
+        return instantiate({**options, **self.cfg.optimizer}, params=self.model.parameters())
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """One batch: loss, gradients and, where it is due, an update of the weights.
+
+        Returns:
+            Scalars on the device, ``train_loss`` among them. They are read later: no
+                synchronisation here.
+        """
+        accumulate = self.cfg.training.gradient_accumulate_every
+        loss = self.model.compute_loss(batch)
+        (loss / accumulate).backward()
+        if self.global_step % accumulate == 0:
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.lr_scheduler.step()
+        if self.ema is not None:
+            self.ema.step(self.model)
+        return {"train_loss": loss.detach()}
+
+    def validation_loss(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Loss of a validation batch. With a moving average the raw model is used, in training
+        mode.
+        """
+        return self.model.compute_loss(batch)
+
+    def action_error(self, policy: Any, batch: dict[str, Any]) -> torch.Tensor:
+        """Mean squared error of the policy's actions on a training batch, in raw units squared."""
+        obs, action = batch["obs"], batch["action"]
+        result = policy.predict_action(obs if isinstance(obs, dict) else {"obs": obs})
+        if self.cfg.get("pred_action_steps_only"):
+            start = self.cfg.n_obs_steps - 1
+            executed = action[:, start : start + self.cfg.n_action_steps]
+            return F.mse_loss(result["action"], executed)
+        return F.mse_loss(result["action_pred"], action)
+
+    # ---- the life of a run -----------------------------------------------------------------------
+
+    def run(self) -> None:
+        self.device = resolve_device(self.cfg.training.device)
+        self.model.to(self.device)
+        if self.ema_model is not None:
+            self.ema_model.to(self.device)
+        resuming = self.resume_from_latest()
+        self.set_up_data()
+        self.set_up_schedule()
+        self.set_up_evaluation()
+        self.apply_debug_limits()
+        with self.open_logger(resuming) as self.run_logger:
+            self.continue_where_it_stopped()
+            while self.epoch < self.settings.num_epochs:
+                step_log = self.train_epoch()
+                step_log |= self.evaluate_epoch()
+                self.run_logger.log(step_log, step=self.global_step)
+                if self.is_due("checkpoint_every"):
+                    self.write_checkpoints(step_log)
+                self.global_step += 1
+                self.epoch += 1
+            self.wait_for_checkpoints()
+        self.env_runner.close()
+
+    def is_due(self, every: str) -> bool:
+        return self.epoch % self.settings[every] == 0
+
+    # ---- set-up ----------------------------------------------------------------------------------
+
+    def resume_from_latest(self) -> bool:
+        """Loads the run directory's last checkpoint, if there is one; True if training continues
+        from it.
+        """
+        path = self.get_checkpoint_path()
+        if not path.is_file():
+            return False
+        if not self.cfg.training.resume:
+            raise ConfigError(
+                f"{self.output_dir} already holds a run ({path.name}) and training.resume is "
+                "False; set "
+                "training.resume=True to continue it, or choose another hydra.run.dir"
+            )
+        self.load_checkpoint(path)
+        # Checkpoints are written when an epoch is complete, before the counters move on.
+        self.epoch += 1
+        self.global_step += 1
+        logger.info("Resuming from %s at epoch %d, step %d", path, self.epoch, self.global_step)
+        return True
+
+    def _load_state(self, name: str, state: dict, **kwargs: Any) -> None:
+        if name == "optimizer":  # keep our choice of kernel
+            fused = self.optimizer.param_groups[0].get("fused")
+            groups = [dict(group, fused=fused) for group in state["param_groups"]]
+            state = dict(state, param_groups=groups)
+        super()._load_state(name, state, **kwargs)
+
+    def set_up_data(self) -> None:
+        dataset = instantiate(self.cfg.task.dataset)
+        if not isinstance(dataset, BaseLowdimDataset | BaseImageDataset):
+            raise ConfigError(
+                f"task.dataset is a {type(dataset).__name__}; expected a BaseLowdimDataset or "
+                "BaseImageDataset"
+            )
+        self.train_loader = make_dataloader(dataset, **self.cfg.dataloader)
+        self.val_loader = make_dataloader(
+            dataset.get_validation_dataset(), **self.cfg.val_dataloader
+        )
+        self.set_up_normalizer(dataset)
+
+    def set_up_normalizer(self, dataset: Any) -> None:
+        """Fits the normalizer on the data (also when resuming: the data decides, as it did at "
+        "first)."""
+        normalizer = dataset.get_normalizer()
+        for policy in (self.model, self.ema_model):
+            if policy is not None:
+                policy.set_normalizer(normalizer)
+                policy.to(self.device)
+
+    def set_up_schedule(self) -> None:
+        """Learning rate and moving average, each at the position where the run stands."""
+        training = self.cfg.training
+        n_batches = len(self.train_loader) * training.num_epochs
+        self.lr_scheduler = get_scheduler(
+            training.lr_scheduler,
+            optimizer=self.optimizer,
+            num_warmup_steps=training.lr_warmup_steps,
+            num_training_steps=n_batches // training.gradient_accumulate_every,
+            last_epoch=self.resume_state.get("optimizer_steps", self._optimizer_steps()) - 1,
+        )
+        self.ema = None
+        if self.ema_model is not None:
+            self.ema = instantiate(self.cfg.ema, model=self.ema_model)
+            self.ema.optimization_step = self.resume_state.get("ema_steps", self.global_step)
+
+    def _optimizer_steps(self) -> int:
+        """How often the optimizer has stepped, for checkpoints of the original that do not say "
+        "so."""
+        steps = [int(s["step"]) for s in self.optimizer.state.values() if "step" in s]
+        return max(steps, default=self.global_step // self.cfg.training.gradient_accumulate_every)
+
+    def set_up_evaluation(self) -> None:
+        self.env_runner = instantiate(self.cfg.task.env_runner, output_dir=self.output_dir)
+        if not isinstance(self.env_runner, BaseLowdimRunner | BaseImageRunner):
+            raise ConfigError(
+                f"task.env_runner is a {type(self.env_runner).__name__}; expected a "
+                "BaseLowdimRunner or "
+                "BaseImageRunner"
+            )
+        self.topk = TopKCheckpointManager(
+            save_dir=os.path.join(self.output_dir, "checkpoints"), **self.cfg.checkpoint.topk
+        )
+
+    def apply_debug_limits(self) -> None:
+        """``training.debug``: two short epochs that visit everything. The schedule stays that of "
+        "the full run."""
+        self.settings = copy.deepcopy(self.cfg.training)
+        if self.settings.debug:
+            limits = {"num_epochs": 2, "max_train_steps": 3, "max_val_steps": 3}
+            every = ("rollout_every", "checkpoint_every", "val_every", "sample_every")
+            with open_dict(self.settings):
+                self.settings.update(limits | dict.fromkeys(every, 1))
+
+    def open_logger(self, resuming: bool) -> RunLogger:
+        # A run that was killed before its first checkpoint starts again: its first lines are
+        # dropped (0 bytes). A checkpoint of the original does not know the length of its log:
+        # nothing is dropped (None).
+        log_bytes = self.resume_state.get("log_bytes") if resuming else 0
+        return RunLogger(
+            self.output_dir,
+            self.cfg.logging,
+            config=OmegaConf.to_container(self.cfg, resolve=True),
+            resume_bytes=log_bytes,
+        )
+
+    def continue_where_it_stopped(self) -> None:
+        """Last act of the set-up, which may itself have drawn random numbers."""
+        self.sampling_indices: list[int] | None = self.resume_state.get("sampling_indices")
+        self.sampling_batch: dict[str, Any] | None = None
+        if self.sampling_indices is not None:
+            batch = self.train_loader.dataset.__getitems__(self.sampling_indices).batch
+            self.sampling_batch = self.to_device(batch)
+        self.restore_topk()
+        if "rng" in self.resume_state:
+            set_rng_state(self.resume_state["rng"])
+
+    def restore_topk(self) -> None:
+        name = self.resume_state.get("topk_file")
+        if name and not (path := self.get_checkpoint_path().with_name(name)).exists():
+            link_or_copy(self.get_checkpoint_path(), path)  # killed before it was kept
+        self.topk.load_state_dict(self.resume_state.get("topk", {}))
+
+    # ---- one epoch -------------------------------------------------------------------------------
+
+    def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return dict_apply(batch, lambda x: x.to(self.device, non_blocking=True))
+
+    def train_epoch(self) -> dict[str, Any]:
+        """One pass over the training data; returns the record of the epoch, so far."""
+        max_steps = self.settings.max_train_steps
+        step_log = StepLog(self.run_logger, self.last_checkpoint, self.settings.tqdm_interval_sec)
+        record: dict[str, Any] = {}
+        with tqdm(
+            self.train_loader,
+            desc=f"Training epoch {self.epoch}",
+            leave=False,
+            mininterval=self.settings.tqdm_interval_sec,
+        ) as progress:
+            for i, (indices, batch) in enumerate(progress):
+                batch = self.to_device(batch)
+                if self.sampling_batch is None:
+                    self.sampling_batch, self.sampling_indices = batch, indices.tolist()
+                record = {**self.train_step(batch), "global_step": self.global_step}
+                record |= {"epoch": self.epoch, **self.learning_rate()}
+                is_last = i == len(self.train_loader) - 1
+                step_log.add(record, indices, write=not is_last)
+                if loss := step_log.flush_if_due():
+                    progress.set_postfix(loss=loss, refresh=False)
+                if not is_last:
+                    self.global_step += 1
+                if max_steps is not None and i >= max_steps - 1:
+                    break
+        step_log.flush()
+        return record | step_log.means()
+
+    def learning_rate(self) -> dict[str, float]:
+        return {"lr": self.lr_scheduler.get_last_lr()[0]}
+
+    def last_checkpoint(self) -> str | None:
+        path = self.get_checkpoint_path()
+        return str(path) if path.is_file() else None
+
+    def evaluate_epoch(self) -> dict[str, Any]:
+        """Rollouts, validation and the action error, as far as they are due after this epoch."""
+        log: dict[str, Any] = {}
+        policy: Any = self.get_eval_policy()
+        policy.eval()
+        if self.is_due("rollout_every"):
+            log |= self.env_runner.run(policy)
+        with torch.no_grad():
+            if self.is_due("val_every"):
+                log |= self.validate()
+            if self.is_due("sample_every"):
+                error = self.action_error(policy, self.sampling_batch or {})
+                log["train_action_mse_error"] = error.item()
+        policy.train()
+        return log
+
+    def validate(self) -> dict[str, float]:
+        """Mean loss over the validation batches; nothing when there are none."""
+        losses: list[torch.Tensor] = []
+        max_steps = self.settings.max_val_steps
+        for i, (_, batch) in enumerate(
+            tqdm(
+                self.val_loader,
+                desc=f"Validation epoch {self.epoch}",
+                leave=False,
+                mininterval=self.settings.tqdm_interval_sec,
+            )
+        ):
+            losses.append(self.validation_loss(self.to_device(batch)))
+            if max_steps is not None and i >= max_steps - 1:
+                break
+        return {"val_loss": torch.stack(losses).mean().item()} if losses else {}
+
+    # ---- checkpoints -----------------------------------------------------------------------------
+
+    def write_checkpoints(self, step_log: dict[str, Any]) -> None:
+        """Writes the last checkpoint and, if this epoch is among the best, keeps it under its "
+        "top-k name."""
+        self.wait_for_checkpoints()
+        metrics = {key.replace("/", "_"): value for key, value in step_log.items()}
+        topk_path = self.topk.propose(metrics)
+        self.resume_state = {
+            "log_bytes": self.run_logger.flush(),
+            "rng": get_rng_state(),
+            "optimizer_steps": self.lr_scheduler.last_epoch,
+            "ema_steps": self.ema.optimization_step if self.ema is not None else None,
+            "sampling_indices": self.sampling_indices,
+            "topk": self.topk.state_dict(),
+            "topk_file": os.path.basename(topk_path) if topk_path else None,
+        }
+        if self.cfg.checkpoint.save_last_ckpt:
+            latest = self.save_checkpoint()
+            if topk_path:
+                self._in_background(lambda: link_or_copy(latest, topk_path))
+        elif topk_path:
+            self.save_checkpoint(path=topk_path)
+        if topk_path:
+            self._in_background(lambda: self.topk.commit(topk_path))
+        if self.cfg.checkpoint.save_last_snapshot:
+            self.save_snapshot()
+
+
+def seed_everything(seed: int) -> None:
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)

@@ -1,0 +1,40 @@
+"""Train a policy.
+
+    python train.py --config-name=train_diffusion_unet_lowdim_workspace
+    python train.py --config-name=demo_pusht training.seed=1 training.device=cpu       override
+    anything
+    python train.py --config-name=demo_pusht hydra.run.dir=data/outputs/my_run         ... again:
+    resumes
+    python train.py --config-dir=. --config-name=published_config.yaml                 a published
+    config
+    python train.py --config-name=demo_pusht --cfg job                                 show it, do
+    not run it
+
+The run directory (hydra.run.dir) receives .hydra/ (the configuration), logs.json.txt (one line per
+step), checkpoints/, media/ (rollout videos) and wandb/.  `python -m diffusion_policy.report <run
+dir>` makes a page of it.
+"""
+
+import sys
+
+import hydra
+
+from diffusion_policy.workspace.command_line import CONFIG_DIR, train
+
+
+def describe() -> str:
+    names = "\n".join(f"  {p.stem}" for p in sorted(CONFIG_DIR.glob("*.yaml")))
+    tasks = "\n".join(f"  task={p.stem}" for p in sorted((CONFIG_DIR / "task").glob("*.yaml")))
+    return f"{__doc__}\nConfigurations:\n{names}\n\nTasks:\n{tasks}\n\nHydra's own: --hydra-help\n"
+
+
+def main() -> None:
+    asked = {"--help", "-h"} & set(sys.argv[1:])
+    if asked or not any(a.startswith(("--config-name", "-cn", "--hydra-help")) for a in sys.argv):
+        (sys.stdout if asked else sys.stderr).write(describe())
+        sys.exit(0 if asked else "error: --config-name is missing; choose one of the above")
+    hydra.main(version_base=None, config_path=str(CONFIG_DIR))(train)()
+
+
+if __name__ == "__main__":
+    main()
