@@ -2,14 +2,19 @@
 
 import os
 import pathlib
+import sys
 
+import numpy as np
 import pytest
+
+TESTS = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(TESTS))  # configurations in tests name classes of toys.py
 
 # Windows are never opened by the tests: SDL draws into memory.
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("WANDB_MODE", "disabled")
 
-SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+SHARED = TESTS.parents[1] / "shared"
 
 
 def _need(path: pathlib.Path) -> pathlib.Path:
@@ -28,3 +33,85 @@ def golden() -> pathlib.Path:
 def human_pusht_zarr() -> pathlib.Path:
     """The published human Push-T demonstrations (zarr v2 directory); skips without them."""
     return _need(SHARED / "data" / "pusht" / "pusht_cchi_v7_replay.zarr")
+
+
+@pytest.fixture(scope="session")
+def tiny_pusht_zarr(tmp_path_factory) -> pathlib.Path:
+    """A data set in the published Push-T layout: 8 episodes of 25 steps, smooth random motion."""
+    from diffusion_policy.common.replay_buffer import ReplayBuffer
+
+    rng = np.random.default_rng(0)
+    buffer = ReplayBuffer.create_empty_numpy()
+    for _ in range(8):
+        path = np.clip(250 + np.cumsum(rng.normal(size=(25, 25)) * 9, axis=0), 0, 511)
+        path = path.astype(np.float32)
+        buffer.add_episode(
+            {
+                "action": path[:, :2] + 5,
+                "state": path[:, :5],
+                "keypoint": path[:, 5:23].reshape(25, 9, 2),
+                "n_contacts": path[:, 24:] * 0,
+            }
+        )
+    path = tmp_path_factory.mktemp("data") / "tiny.zarr"
+    buffer.save_to_path(str(path))
+    return path
+
+
+@pytest.fixture
+def tiny_overrides(tiny_pusht_zarr) -> list[str]:
+    """Overrides that make a configuration train in a second on the tiny data set."""
+    return [
+        "policy.model.down_dims=[8,16]",
+        "policy.model.diffusion_step_embed_dim=16",
+        "policy.noise_scheduler.num_train_timesteps=10",
+        "policy.num_inference_steps=4",
+        "dataloader.batch_size=32",
+        "val_dataloader.batch_size=32",
+        "training.device=cpu",
+        "training.num_epochs=3",
+        "training.lr_warmup_steps=2",
+        "training.rollout_every=1",
+        "training.checkpoint_every=1",
+        "training.sample_every=1",
+        "training.max_train_steps=null",
+        "logging.mode=disabled",
+        f"task.dataset.zarr_path={tiny_pusht_zarr}",
+        "task.dataset.val_ratio=0.2",
+        "task.dataset.max_train_episodes=null",
+        "task.env_runner={_target_: toys.ToyRunner}",
+    ]
+
+
+@pytest.fixture
+def compose_config():
+    """compose_config(name, *overrides): a resolved configuration, as train.py would get it."""
+    import hydra
+    from hydra.core.utils import setup_globals
+    from omegaconf import OmegaConf
+
+    from diffusion_policy.workspace.command_line import CONFIG_DIR
+
+    def compose(name, *overrides):
+        setup_globals()  # ${now:}, which Hydra registers when it runs a job
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base=None):
+            cfg = hydra.compose(name, overrides=list(overrides))
+        OmegaConf.resolve(cfg)
+        return cfg
+
+    return compose
+
+
+@pytest.fixture
+def tiny_config(compose_config, tiny_overrides):
+    """tiny_config(*overrides): a small version of the published U-Net configuration."""
+
+    def compose(*overrides):
+        return compose_config(
+            "train_diffusion_unet_ddim_lowdim_workspace",
+            *tiny_overrides,
+            "obs_as_global_cond=True",
+            *overrides,
+        )
+
+    return compose

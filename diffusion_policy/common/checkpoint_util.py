@@ -17,9 +17,9 @@ from diffusion_policy.common.errors import CheckpointError, ConfigError
 log = logging.getLogger(__name__)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Atomic files
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 _in_progress: set[Path] = set()  # temporary files this process is writing now
 
@@ -27,15 +27,16 @@ _in_progress: set[Path] = set()  # temporary files this process is writing now
 def atomic_write(path: str | Path, write_fn: Callable[[BinaryIO], object]) -> None:
     """Writes a file that is, at every instant, either the old one or the new one, whole.
 
-    The bytes go to ``.<name>.<pid>.partial`` beside the target, reach the disk, and are then moved into place. What a
-    killed writer left behind is removed by the next write into the same folder.
+    The bytes go to ``.<name>.<pid>.partial`` beside the target, reach the disk, and are then moved
+    into place. What a killed writer left behind is removed by the next write into the same folder.
 
     Args:
         path: the file to create or replace; missing folders are created.
         write_fn: called with the open binary file.
 
     Raises:
-        CheckpointError: the operating system refused (disk full, read-only, ...); an existing file is untouched.
+        CheckpointError: the operating system refused (disk full, read-only, ...); an existing file
+            is untouched.
     """
     path = Path(path)
     written = 0
@@ -60,10 +61,10 @@ def atomic_write(path: str | Path, write_fn: Callable[[BinaryIO], object]) -> No
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """Makes ``target`` a second name of the finished file ``source``, or a copy where links are not possible.
+    """Makes ``target`` a second name of the finished file ``source``, or else a copy of it.
 
-    A name costs no disk space and no second serialisation. Replacing one of the two by :func:`atomic_write` later
-    leaves the other as it is.
+    A name costs no disk space and no second serialisation. Replacing one of the two by
+    :func:`atomic_write` later leaves the other as it is.
     """
     source, target = Path(source), Path(target)
     try:
@@ -83,7 +84,8 @@ def _put_in_place(path: Path, make: Callable[[Path], object]) -> None:
         os.replace(partial, path)
         _sync_folder(path.parent)
     finally:
-        # After a success there is nothing to remove, but for links: rename(2) keeps a second name of the same file.
+        # After a success there is nothing to remove, but for links: rename(2) keeps a second name
+        # of the same file.
         partial.unlink(missing_ok=True)
         _in_progress.discard(partial)
 
@@ -92,7 +94,8 @@ def _sync_folder(folder: Path) -> None:
     """A rename is on the disk only when its folder is."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with contextlib.suppress(OSError):  # some network file systems cannot
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
@@ -112,7 +115,7 @@ def _is_another_process(pid: int) -> bool:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except OSError:  # somebody else's process
+    except (OSError, OverflowError):  # somebody else's process, or not a process number
         return True
     return True
 
@@ -129,7 +132,9 @@ def _write_failure(path: Path, cause: OSError, written: int) -> str:
     remedy = "check the folder and resume"
     if cause.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(path.parent).free
-        reason += f" (it needs more than the {_size(written)} written so far, {_size(free)} are free)"
+        reason += (
+            f" (it needs more than the {_size(written)} written so far, {_size(free)} are free)"
+        )
         remedy = "free some space and resume"
     previous = path if path.exists() else newest_other_checkpoint(path)
     kept = "nothing was there before" if previous is None else f"the previous {previous} is intact"
@@ -141,23 +146,23 @@ def _size(n_bytes: int) -> str:
 
 
 def newest_other_checkpoint(path: str | Path) -> Path | None:
-    """The most recently written non-empty ``*.ckpt`` beside ``path``, for messages that say what to use instead."""
+    """The most recently written ``*.ckpt`` beside ``path``: what messages offer instead of it."""
     path = Path(path)
     others = [p for p in path.parent.glob("*.ckpt") if p.name != path.name and p.stat().st_size > 0]
     return max(others, key=lambda p: p.stat().st_mtime, default=None)
 
 
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # The best k
-# --------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 class TopKCheckpointManager:
     """Keeps the ``k`` best checkpoints of a run, by one metric of the log.
 
-    :meth:`propose` decides and changes nothing; :meth:`commit` records the new file and deletes the one it displaces.
-    Between the two the caller writes the file, so that a kill never leaves fewer than ``k`` good ones.
-    :meth:`get_ckpt_path` does both at once.
+    :meth:`propose` decides and changes nothing; :meth:`commit` records the new file and deletes the
+    one it displaces. Between the two the caller writes the file, so that a kill never leaves fewer
+    than ``k`` good ones. :meth:`get_ckpt_path` does both at once.
 
     Args:
         save_dir: the folder of the checkpoints.
@@ -215,7 +220,7 @@ class TopKCheckpointManager:
         return path
 
     def commit(self, path: str) -> None:
-        """Records the proposed file, which must be in place by now, and deletes what it displaces."""
+        """Records the proposed file, in place by now, and deletes what it displaces."""
         self.path_value_map.pop(path, None)
         self.path_value_map[path] = self._proposed.pop(path)
         for displaced in self._best_first()[self.k :]:
@@ -223,7 +228,7 @@ class TopKCheckpointManager:
             Path(displaced).unlink(missing_ok=True)
 
     def get_ckpt_path(self, data: Mapping[str, Any]) -> str | None:
-        """Proposes and commits at once: the interface of the original, for callers that write afterwards."""
+        """Proposes and commits at once, for callers that write afterwards, as the original did."""
         path = self.propose(data)
         if path is not None:
             Path(self.save_dir).mkdir(parents=True, exist_ok=True)
@@ -231,31 +236,47 @@ class TopKCheckpointManager:
         return path
 
     def state_dict(self) -> dict[str, Any]:
-        """The recorded files and the proposed one, relative to ``save_dir`` so that a run folder can be moved.
+        """Recorded and proposed files, without folder so that a run can be moved.
 
-        The proposed one belongs to it because the state is part of the very file that is about to be written.
+        The proposal belongs to it because the state is part of the very file that is about to be
+        written.
         """
-        values = {**self.path_value_map, **self._proposed}
-        return {"files": {os.path.relpath(p, self.save_dir): value for p, value in values.items()}}
+        return {
+            "files": self._names(self.path_value_map),
+            "proposed": self._names(self._proposed),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the list as far as the files exist; ``{}`` rebuilds it from the file names alone.
+        """Restores the list as far as the files exist; ``{}`` rebuilds it from their names.
 
-        Files that the state does not know (an older implementation's, or one put in place just before a kill) are taken
-        in with the value in their name. Nothing is deleted before the next :meth:`commit`.
+        Files that the state does not know (an older implementation's, or one put in place just
+        before a kill) are taken in with the value in their name. Nothing is deleted before the next
+        :meth:`commit`. A proposal that the kill left open can still be committed.
         """
-        known = state.get("files", {})
-        values = {**known, **self._values_in_file_names(), **known}  # first in order and in word
-        paths = {os.path.join(self.save_dir, name): value for name, value in values.items()}
-        self.path_value_map = {path: v for path, v in paths.items() if os.path.isfile(path)}
-        self._proposed = {}
+        self._proposed = self._paths(state.get("proposed", {}))
+        known = {**self._paths(state.get("files", {})), **self._proposed}
+        by_name = self._paths(self._values_in_file_names())
+        # What is known comes first, and its value is more exact than the name.
+        values = {**known, **by_name, **known}
+        self.path_value_map = {path: v for path, v in values.items() if os.path.isfile(path)}
+
+    def _names(self, values: Mapping[str, float]) -> dict[str, float]:
+        return {os.path.basename(path): value for path, value in values.items()}
+
+    def _paths(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Paths in ``save_dir`` whatever folders the names say: what is listed may be deleted."""
+        return {
+            os.path.join(self.save_dir, os.path.basename(name)): value
+            for name, value in values.items()
+        }
 
     def _metric(self, data: Mapping[str, Any]) -> float | None:
         if self.monitor_key not in data:
             if not self._warned_missing:
                 log.warning(
-                    "checkpoint.topk.monitor_key %r is not in the log of this epoch, so no best checkpoint is kept; is "
-                    "checkpoint_every a multiple of the interval at which it is measured?",
+                    "checkpoint.topk.monitor_key %r is not in the log of this epoch, so no best "
+                    "checkpoint is kept; make checkpoint_every a multiple of the interval at which "
+                    "it is measured",
                     self.monitor_key,
                 )
                 self._warned_missing = True
@@ -271,8 +292,8 @@ class TopKCheckpointManager:
             return self.format_str.format(**data)
         except KeyError as error:
             raise ConfigError(
-                f"checkpoint.topk.format_str {self.format_str!r} uses {error}, which is not in the log of this epoch; "
-                "name a key that is logged at every checkpoint"
+                f"checkpoint.topk.format_str {self.format_str!r} uses {error}, which is not in the "
+                "log of this epoch; name a key that is logged at every checkpoint"
             ) from error
 
     def _is_better(self, a: float, b: float) -> bool:
@@ -280,8 +301,8 @@ class TopKCheckpointManager:
 
     def _best_first(self) -> list[str]:
         """Paths by value; among equals the newer first, so that the older is displaced."""
-        values = self.path_value_map
-        return sorted(reversed(values), key=values.__getitem__, reverse=self.mode == "max")
+        newest_first = list(reversed(self.path_value_map))
+        return sorted(newest_first, key=self.path_value_map.__getitem__, reverse=self.mode == "max")
 
     def _values_in_file_names(self) -> dict[str, float]:
         pattern = _format_to_regex(self.format_str, self.monitor_key)
@@ -292,12 +313,14 @@ class TopKCheckpointManager:
 
 
 def _format_to_regex(format_str: str, metric: str) -> re.Pattern[str]:
-    """The file names a format string makes, with the number printed for ``metric`` as a group of that name."""
-    number = r"(?P<metric>-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)"
+    """Matches the file names a format string makes; the value of ``metric`` is group "metric"."""
+    number = r"(?P<metric>-?(?:inf|\d+(?:\.\d+)?(?:[eE][+-]?\d+)?))"
     parts = []
     for literal, field, _, _ in string.Formatter().parse(format_str):
         parts.append(re.escape(literal))
-        if field is not None:
-            parts.append(number if field == metric else r".+?")
+        if field == metric:
+            parts.append(number)
             number = r".+?"  # a group can have its name only once
+        elif field is not None:
+            parts.append(r".+?")
     return re.compile("".join(parts))

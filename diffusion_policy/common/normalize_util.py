@@ -1,6 +1,7 @@
 """Normalizers from the statistics of a field.
 
-``stat`` is a dictionary of arrays ``min``, ``max``, ``mean``, ``std``, each (D,), as :func:`array_to_stats` makes it.
+``stat`` is a dictionary of arrays ``min``, ``max``, ``mean``, ``std``, each (D,), as
+:func:`array_to_stats` makes it.
 """
 
 from collections.abc import Mapping
@@ -44,7 +45,9 @@ def get_image_range_normalizer() -> SingleFieldLinearNormalizer:
     return SingleFieldLinearNormalizer.create_manual(
         scale=np.array([2], dtype=np.float32),
         offset=np.array([-1], dtype=np.float32),
-        input_stats_dict={name: np.array([value], dtype=np.float32) for name, value in stats.items()},
+        input_stats_dict={
+            name: np.array([value], dtype=np.float32) for name, value in stats.items()
+        },
     )
 
 
@@ -59,8 +62,9 @@ def robomimic_abs_action_normalizer_from_stat(
 ) -> SingleFieldLinearNormalizer:
     """Absolute actions [position 3, rotation 3, gripper]: the position is scaled to [-1, 1].
 
-    The rotation is left alone, at the length that ``rotation_transformer.forward`` gives it: its representation is
-    bounded already, and scaling its components separately would not keep it a rotation.
+    The rotation is left alone, at the length that ``rotation_transformer.forward`` gives it: its
+    representation is bounded already, and scaling its components separately would not keep it a
+    rotation.
     """
     rotation = np.asarray(rotation_transformer.forward(stat["mean"][3:6]))
     gripper = stat["mean"][6:]
@@ -72,7 +76,9 @@ def robomimic_abs_action_only_normalizer_from_stat(stat: Stat) -> SingleFieldLin
     return _concatenate(_position(stat, POSITION), _unit(stat["mean"][3:]))
 
 
-def robomimic_abs_action_only_dual_arm_normalizer_from_stat(stat: Stat) -> SingleFieldLinearNormalizer:
+def robomimic_abs_action_only_dual_arm_normalizer_from_stat(
+    stat: Stat,
+) -> SingleFieldLinearNormalizer:
     """As above for two arms, each half of the dimensions."""
     half = len(stat["mean"]) // 2
     parts = []
@@ -89,7 +95,9 @@ def _position(stat: Stat, dims: slice) -> SingleFieldLinearNormalizer:
 def _unit(like: np.ndarray) -> SingleFieldLinearNormalizer:
     """The identity for values of the shape of ``like`` that fill [-1, 1]."""
     fill = {"min": -1, "max": 1, "mean": 0, "std": 1}
-    return get_identity_normalizer_from_stat({name: np.full_like(like, value) for name, value in fill.items()})
+    return get_identity_normalizer_from_stat(
+        {name: np.full_like(like, value) for name, value in fill.items()}
+    )
 
 
 def _concatenate(*parts: SingleFieldLinearNormalizer) -> SingleFieldLinearNormalizer:

@@ -1,8 +1,8 @@
 """Pymunk's pygame debug renderer with the look of Push-T.
 
-Only the differences to ``pymunk.pygame_util`` (MIT) are here: discs carry no orientation line but a lighter core, and
-polygons get a lighter fill and a fat outline. The pictures are observations of a published benchmark, so the rules,
-down to the rounding, may not change.
+Only the differences to ``pymunk.pygame_util`` (MIT) are here: discs carry no orientation line but a
+lighter core, and polygons get a lighter fill and a fat outline. The pictures are observations of a
+published benchmark, so the rules, down to the rounding, may not change.
 """
 
 import os

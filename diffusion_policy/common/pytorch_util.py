@@ -14,14 +14,16 @@ if TYPE_CHECKING:
 def dict_apply(x: dict[str, Any], func: Callable[[Any], Any]) -> dict[str, Any]:
     """``func`` of every leaf of a nested dictionary, in a new dictionary of the same structure."""
     return {
-        key: dict_apply(value, func) if isinstance(value, dict) else func(value) for key, value in x.items()
+        key: dict_apply(value, func) if isinstance(value, dict) else func(value)
+        for key, value in x.items()
     }
 
 
 def dict_apply_split(
     x: dict[str, Any], split_func: Callable[[Any], dict[Hashable, Any]]
 ) -> dict[Hashable, dict[str, Any]]:
-    """Splits every value into named parts and groups by part: ``{part: {key: value of that part}}``."""
+    """Splits every value into named parts and groups by part: ``{part: {key: value of that
+    part}}``."""
     results: dict[Hashable, dict[str, Any]] = defaultdict(dict)
     for key, value in x.items():
         for part, part_value in split_func(value).items():
@@ -29,7 +31,9 @@ def dict_apply_split(
     return results
 
 
-def dict_apply_reduce(x: list[dict[str, Any]], reduce_func: Callable[[list[Any]], Any]) -> dict[str, Any]:
+def dict_apply_reduce(
+    x: list[dict[str, Any]], reduce_func: Callable[[list[Any]], Any]
+) -> dict[str, Any]:
     """``reduce_func`` of the list of values under each key of the first (flat) dictionary."""
     return {key: reduce_func([item[key] for item in x]) for key in x[0]}
 
@@ -41,7 +45,9 @@ def pad_remaining_dims(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         ValueError: the shape of ``x`` is not the beginning of the shape of ``target``.
     """
     if x.shape != target.shape[: x.ndim]:
-        raise ValueError(f"shape {tuple(x.shape)} is not the beginning of shape {tuple(target.shape)}")
+        raise ValueError(
+            f"shape {tuple(x.shape)} is not the beginning of shape {tuple(target.shape)}"
+        )
     return x.reshape(x.shape + (1,) * (target.ndim - x.ndim))
 
 
@@ -64,10 +70,12 @@ def replace_submodules(
         return func(root_module)
     replacements: dict[nn.Module, nn.Module] = {}
     for parent in list(root_module.modules()):
-        for name, child in list(parent.named_children()):
-            if child in replacements or predicate(child):
-                if child not in replacements:
-                    replacements[child] = func(child)
+        for name, child in parent._modules.items():
+            if child is None:
+                continue
+            if child not in replacements and predicate(child):
+                replacements[child] = func(child)
+            if child in replacements:
                 setattr(parent, name, replacements[child])
     left = [name for name, module in root_module.named_modules() if predicate(module)]
     if left:
@@ -75,7 +83,9 @@ def replace_submodules(
     return root_module
 
 
-def optimizer_to(optimizer: torch.optim.Optimizer, device: torch.device | str) -> torch.optim.Optimizer:
+def optimizer_to(
+    optimizer: torch.optim.Optimizer, device: torch.device | str
+) -> torch.optim.Optimizer:
     """Moves all state tensors of ``optimizer`` to ``device`` and returns it."""
     import torch
 

@@ -1,45 +1,45 @@
 """The replay buffer: episodes of demonstrations as a few long arrays, time first.
 
     <root>/data/<key>          (n_steps, ...)  one array per key, all of the same length
-    <root>/meta/episode_ends   (n_episodes,)   i64, where each episode ends (exclusive); the last one is n_steps
-    <root>/meta/<other>        small arrays
+    <root>/meta/episode_ends   (n_episodes,)   i64, where each episode ends (exclusive); the last
+    one is n_steps <root>/meta/<other>        small arrays
 
-Two backends behind one interface: ``numpy`` (everything in memory; what data sets train from) and ``zarr`` (directory,
-zip or memory store of zarr format 2; what is on disk).
+Two backends behind one interface: ``numpy`` (everything in memory; what data sets train from) and
+``zarr`` (directory, zip or memory store of zarr format 2; what is on disk).
 """
 
+import contextlib
 import functools
-import os
 import pathlib
-import shutil
 from collections.abc import ItemsView, KeysView, Mapping, ValuesView
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import zarr
-from zarr.storage import LocalStore, MemoryStore, StoreLike, ZipStore
+from zarr.storage import MemoryStore, StoreLike
 
 from diffusion_policy.common.episode_store import (
     Mode,
-    close_root,
     commit_ends,
     finished_ends,
+    is_clean,
+    new_store,
     open_root,
 )
-from diffusion_policy.common.errors import ConfigError, DataError
+from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.zarr_util import (
-    COMPRESSORS,
-    META_COMPRESSOR,
+    arrays_in,
     check_chunks_compatible,
     compressor_of,
-    copy_array,
     create_array,
     get_optimal_chunks,
-    per_key,
     read_array,
     rechunk_recompress_array,
-    resolve_compressor,
+    resolve_chunks,
+    resolve_compressors,
     save_array,
+    save_data,
+    save_meta,
     store_name,
     write_rows,
 )
@@ -62,11 +62,12 @@ class ReplayBuffer:
     """Episodes in memory or in a zarr store.
 
     Args:
-        root: a zarr group, or a dict ``{'data': {key: array}, 'meta': {'episode_ends': array, ...}}``.
+        root: a zarr group, or a dict ``{'data': {key: array}, 'meta': {'episode_ends': array,
+            ...}}``.
 
     Raises:
-        DataError: when ``data``, ``meta`` or ``episode_ends`` is missing, or an array's length is not the last
-            episode end.
+        DataError: when ``data``, ``meta`` or ``episode_ends`` is missing, or an array's length is
+            not the last episode end.
     """
 
     def __init__(self, root: zarr.Group | dict):
@@ -75,18 +76,19 @@ class ReplayBuffer:
         for name in ("data", "meta", "meta/episode_ends"):
             if not _contains(root, name):
                 raise DataError(
-                    f"{self.name} holds no replay buffer: {name!r} is missing; groups 'data' and 'meta' with "
-                    f"'meta/episode_ends' were expected"
+                    f"{self.name} holds no replay buffer: {name!r} is missing; groups 'data' and "
+                    f"'meta' with 'meta/episode_ends' were expected"
                 )
+        n_steps = self.n_steps
         for key, array in self.items():
-            if array.ndim == 0 or array.shape[0] != self.n_steps:
+            if array.ndim == 0 or array.shape[0] != n_steps:
                 raise DataError(
                     f"{self.name}: array {key!r} has shape {array.shape}, but the last of the "
-                    f"{self.n_episodes} episodes ends at step {self.n_steps}; the store is incomplete, "
-                    f"get the data again"
+                    f"{self.n_episodes} episodes ends at step {n_steps}; the store is "
+                    f"incomplete, get the data again"
                 )
 
-    # ---- construction ------------------------------------------------------------------------------------------
+    # ---- construction ----------------------------------------------------------------------------
 
     @classmethod
     def create_empty_zarr(
@@ -112,18 +114,21 @@ class ReplayBuffer:
         return cls(group) if "data" in group else cls.create_empty_zarr(root=group)
 
     @classmethod
-    def create_from_path(cls, zarr_path: str | pathlib.Path, mode: Mode = "r", **_: Any) -> "ReplayBuffer":
+    def create_from_path(
+        cls, zarr_path: str | pathlib.Path, mode: Mode = "r", **_: Any
+    ) -> "ReplayBuffer":
         """Open a store without loading it.
 
-        A directory opened for writing (``'a'``) is repaired if its writer was killed, and every episode added is on
-        the disk when :meth:`add_episode` returns. Opened for reading, a store in that state is left as it is,
-        and a compressed copy of its finished episodes in memory is returned.
+        A directory opened for writing (``'a'``) is repaired if its writer was killed, and every
+        episode added is on the disk when :meth:`add_episode` returns. Opened for reading, a store
+        in that state is left as it is, and a compressed copy of its finished episodes in memory is
+        returned.
 
         Raises:
             DataError: when the path is missing or damaged, or a zip is to be extended.
         """
         root = open_root(zarr_path, mode)
-        if mode == "r" and not _is_clean(root):
+        if mode == "r" and not is_clean(root):
             return cls.copy_from_store(root, store=MemoryStore())
         return cls.create_from_group(root)
 
@@ -138,13 +143,14 @@ class ReplayBuffer:
         if_exists: Literal["replace", "raise"] = "replace",
         **_: Any,
     ) -> "ReplayBuffer":
-        """Copy the finished episodes of a store into memory (numpy), or into another zarr ``store``.
+        """Copy the finished episodes of a store into memory (numpy) or into another store.
 
         Args:
             src_store: where from: store, path or group.
             store: where to. None: the numpy backend.
             keys: the only keys to read. None: all.
-            chunks: chunks in ``store``; where equal to the source's, chunks are copied without decoding.
+            chunks: chunks in ``store``; where equal to the source's, chunks are copied without
+                decoding.
             compressors: likewise.
             if_exists: 'raise' refuses a ``store`` that holds a buffer already.
 
@@ -153,16 +159,18 @@ class ReplayBuffer:
         """
         root = src_store if isinstance(src_store, zarr.Group) else open_root(src_store)
         ends = finished_ends(root)
-        arrays = _select(root, keys)
         n_steps = int(ends[-1]) if len(ends) else 0
-        meta = {k: read_array(a) for k, a in root["meta"].arrays() if k != "episode_ends"}  # type: ignore[union-attr]
+        arrays = _select(root, keys)
+        meta: dict[str, Any] = arrays_in(root["meta"])
+        if not is_clean(root):
+            meta["episode_ends"] = ends
         if store is None:
             data = {key: read_array(array, n_steps) for key, array in arrays.items()}
-            return cls({"data": data, "meta": {**meta, "episode_ends": ends}})
+            meta = {k: read_array(a) if isinstance(a, zarr.Array) else a for k, a in meta.items()}
+            return cls({"data": data, "meta": meta})
         target = _new_root(store, if_exists)
-        source_meta: zarr.Group = root["meta"]  # type: ignore[assignment]
-        _save_meta(target, {**meta, "episode_ends": ends}, source_meta)
-        _save_data(target, arrays, n_steps, chunks, compressors)
+        save_meta(target.create_group("meta"), meta)
+        save_data(target.create_group("data"), arrays, n_steps, chunks, compressors)
         return cls(target)
 
     @classmethod
@@ -177,19 +185,17 @@ class ReplayBuffer:
         if_exists: Literal["replace", "raise"] = "replace",
         **_: Any,
     ) -> "ReplayBuffer":
-        """Copy a ``.zarr`` directory or a ``.zarr.zip`` into memory or into ``store``; see :meth:`copy_from_store`.
+        """Copy a ``.zarr`` directory or ``.zarr.zip``; see :meth:`copy_from_store`.
 
         ``backend='numpy'`` is the old way to say ``store=None``.
         """
         root = open_root(zarr_path)
-        try:
+        with contextlib.closing(root.store_path.store):  # a zip store keeps its file open
             return cls.copy_from_store(
                 root, None if backend == "numpy" else store, keys, chunks, compressors, if_exists
             )
-        finally:
-            close_root(root)
 
-    # ---- saving ------------------------------------------------------------------------------------------------
+    # ---- saving ----------------------------------------------------------------------------------
 
     def save_to_store(
         self,
@@ -199,11 +205,14 @@ class ReplayBuffer:
         if_exists: Literal["replace", "raise"] = "replace",
         **_: Any,
     ) -> StoreLike:
-        """Write the buffer into a zarr store and return the store. Close a zip store afterwards: it is not complete before."""
+        """Write the buffer into a zarr store and return it.
+
+        Close a zip store afterwards: it is not complete before.
+        """
         target = _new_root(store, if_exists)
-        meta = {key: np.asarray(array[...]) for key, array in self.meta.items()}
-        _save_meta(target, meta, None if self.backend == "numpy" else self.meta)  # type: ignore[arg-type]
-        _save_data(target, dict(self.items()), self.n_steps, chunks, compressors)
+        save_meta(target.create_group("meta"), arrays_in(self.meta))
+        arrays = arrays_in(self.data)
+        save_data(target.create_group("data"), arrays, self.n_steps, chunks, compressors)
         return store
 
     def save_to_path(
@@ -214,38 +223,22 @@ class ReplayBuffer:
         if_exists: Literal["replace", "raise"] = "replace",
         **_: Any,
     ) -> pathlib.Path:
-        """Write the buffer to a zarr directory, or to a zip when the path ends in ``.zip``.
+        """Write the buffer to a zarr directory, or to a zip where the path ends in ``.zip``.
 
-        It is written next to the path and moved into place, so what was there survives a failure.
-
-        Returns:
-            The path.
+        Returns the path. It is written next to the path and moved into place, so what was there
+        survives a failure.
 
         Raises:
-            DataError: when the disk is full or cannot be written, or the path is something else than a zarr store.
+            DataError: when the disk is full or cannot be written, or the path must not be replaced.
         """
         path = pathlib.Path(zarr_path).expanduser()
-        if path.exists() and (if_exists == "raise" or not _is_replaceable(path)):
-            raise DataError(
-                f"{path} exists and {'may not be replaced' if if_exists == 'raise' else 'is no zarr store'}; "
-                f"remove it or choose another path"
-            )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        store = ZipStore(partial, mode="w") if path.suffix == ".zip" else LocalStore(partial)
-        try:
+        if path.exists() and if_exists == "raise":
+            raise DataError(f"{path} exists already; remove it or choose another path")
+        with new_store(path) as store:
             self.save_to_store(store, chunks, compressors)
-            store.close()
-            _move_into_place(partial, path)
-        except OSError as error:
-            raise DataError(
-                f"{path} could not be written ({error.strerror or error}); free some space or choose another path"
-            ) from error
-        finally:
-            _remove(partial)
         return path
 
-    # ---- properties --------------------------------------------------------------------------------------------
+    # ---- properties ------------------------------------------------------------------------------
 
     @functools.cached_property
     def data(self) -> zarr.Group | dict[str, np.ndarray]:
@@ -265,7 +258,9 @@ class ReplayBuffer:
     @property
     def name(self) -> str:
         """The place of the buffer, for messages."""
-        return store_name(self.root) if isinstance(self.root, zarr.Group) else "the buffer in memory"
+        return (
+            store_name(self.root) if isinstance(self.root, zarr.Group) else "the buffer in memory"
+        )
 
     @property
     def episode_ends(self) -> Array:
@@ -275,7 +270,7 @@ class ReplayBuffer:
     @property
     def n_episodes(self) -> int:
         """Number of episodes."""
-        return len(self.episode_ends)
+        return self.episode_ends.shape[0]
 
     @property
     def n_steps(self) -> int:
@@ -295,15 +290,15 @@ class ReplayBuffer:
 
     def keys(self) -> KeysView[str]:
         """Names of the data arrays."""
-        return self.data.keys()  # type: ignore[return-value]
+        return arrays_in(self.data).keys()
 
     def values(self) -> ValuesView[Array]:
         """The data arrays."""
-        return dict(self.items()).values()
+        return arrays_in(self.data).values()
 
     def items(self) -> ItemsView[str, Array]:
         """``(name, array)`` of the data arrays."""
-        return dict(self.data.items()).items()  # type: ignore[return-value]
+        return arrays_in(self.data).items()
 
     def __getitem__(self, key: str) -> Array:
         return self.data[key]  # type: ignore[return-value]
@@ -314,11 +309,218 @@ class ReplayBuffer:
     def __repr__(self) -> str:
         lines = [f"ReplayBuffer({self.backend}, {self.n_episodes} episodes, {self.n_steps} steps)"]
         lines += [f"  data/{key} {a.shape} {a.dtype}" for key, a in self.items()]
-        lines += [f"  meta/{key} {a.shape} {a.dtype}" for key, a in self.meta.items()]  # type: ignore[union-attr]
+        lines += [f"  meta/{key} {a.shape} {a.dtype}" for key, a in arrays_in(self.meta).items()]
         return "\n".join(lines)
 
     def get_episode_idxs(self) -> np.ndarray:
         """The episode of every step, i64 ``(n_steps,)``."""
         return np.repeat(np.arange(self.n_episodes), self.episode_lengths)
 
-    # ---- editing -----------------------------------------------------------------------------------------------
+    # ---- editing ---------------------------------------------------------------------------------
+
+    def update_meta(self, data: Mapping[str, Any]) -> None:
+        """Store small arrays under ``/meta``, replacing those of the same name.
+
+        Raises:
+            TypeError: when a value is no array of numbers.
+        """
+        arrays = {key: np.asarray(value) for key, value in data.items()}
+        for key, array in arrays.items():
+            if array.dtype == object:
+                raise TypeError(f"meta value {key!r} is no array of numbers: {data[key]!r}")
+        if isinstance(self.meta, zarr.Group):
+            save_meta(self.meta, arrays)
+        else:
+            self.meta.update(arrays)
+
+    def add_episode(
+        self,
+        data: Mapping[str, np.ndarray],
+        chunks: Chunks = {},  # noqa: B006
+        compressors: Compressors = {},  # noqa: B006
+    ) -> None:
+        """Append one episode; durable on return in a store of :meth:`create_from_path`.
+
+        Args:
+            data: one array ``(T, ...)`` per key, all of the same length. A key the buffer does not
+                have yet is created, with zeros for the earlier episodes.
+            chunks: chunks of new zarr arrays (default: chosen by the size of this episode).
+            compressors: compressors of new zarr arrays.
+
+        Raises:
+            DataError: when the episode is empty, lacks a key of the buffer, has arrays of different
+                lengths or of another shape than before, or cannot be written. The buffer is
+                unchanged then.
+        """
+        data = {key: np.asarray(value) for key, value in data.items()}
+        start = self.n_steps
+        stop = start + self._check_episode(data)
+        try:
+            for key, value in data.items():
+                if key in self:
+                    self._resize(key, stop)
+                else:
+                    self._create(key, stop, value, chunks, compressors)
+                _write(self[key], start, value)
+            self._set_ends(np.append(self.episode_ends[:], stop))
+        except OSError as error:
+            raise DataError(
+                f"{self.name}: the episode could not be written ({error.strerror or error}); the "
+                f"{self.n_episodes} earlier episodes are intact, free some space and record again"
+            ) from error
+
+    extend = add_episode
+
+    def drop_episode(self) -> None:
+        """Remove the last episode."""
+        if self.n_episodes == 0:
+            raise IndexError("the buffer holds no episode to drop")
+        ends = np.asarray(self.episode_ends[:-1])
+        self._set_ends(ends)  # first: rows behind the last end are what a repair expects
+        for key in list(self.keys()):
+            self._resize(key, self.n_steps)
+
+    def pop_episode(self) -> dict[str, np.ndarray]:
+        """Remove the last episode and return a copy of it."""
+        episode = self.get_episode(-1, copy=True)
+        self.drop_episode()
+        return episode
+
+    def _check_episode(self, data: Mapping[str, np.ndarray]) -> int:
+        """Return the number of steps of an episode that fits the buffer."""
+        lengths = {key: value.shape[0] if value.ndim else 0 for key, value in data.items()}
+        if not data or 0 in lengths.values() or len(set(lengths.values())) != 1:
+            raise DataError(
+                f"an episode needs arrays of one common length of at least 1, one per key; "
+                f"got lengths {lengths}"
+            )
+        missing = sorted(set(self.keys()) - set(data))
+        if missing:
+            raise DataError(
+                f"the episode lacks {missing}: every episode of {self.name} has the keys "
+                f"{sorted(self.keys())}"
+            )
+        for key, value in data.items():
+            if key in self and value.shape[1:] != self[key].shape[1:]:
+                raise DataError(
+                    f"the episode's {key!r} has steps of shape {value.shape[1:]}, those of "
+                    f"{self.name} have shape {self[key].shape[1:]}"
+                )
+        return next(iter(lengths.values()))
+
+    def _create(
+        self, key: str, n_steps: int, like: np.ndarray, chunks: Chunks, compressors: Compressors
+    ) -> None:
+        shape = (n_steps, *like.shape[1:])
+        if isinstance(self.data, dict):
+            self.data[key] = np.zeros(shape, dtype=like.dtype)
+            return
+        layout = resolve_chunks(chunks, key, like), resolve_compressors(compressors, key, like)
+        create_array(self.data, key, shape, like.dtype, *layout)
+
+    def _resize(self, key: str, n_steps: int) -> None:
+        array = self[key]
+        if isinstance(array, zarr.Array):
+            array.resize((n_steps, *array.shape[1:]))
+        else:
+            self.data[key] = self._resized(key, array, n_steps)  # type: ignore[index]
+
+    def _resized(self, key: str, array: np.ndarray, n_steps: int) -> np.ndarray:
+        """Grow geometrically: appending costs linear time, and views handed out stay valid."""
+        if n_steps <= len(array):
+            self._spare.pop(key, None)  # views of dropped steps must not see what comes next
+            return array[:n_steps]
+        spare = self._spare.get(key)
+        if spare is None or array.base is not spare or n_steps > len(spare):
+            spare = np.zeros((2 * n_steps, *array.shape[1:]), dtype=array.dtype)
+            spare[: len(array)] = array
+            self._spare[key] = spare
+        return spare[:n_steps]
+
+    def _set_ends(self, ends: np.ndarray) -> None:
+        if isinstance(self.root, zarr.Group):
+            commit_ends(self.root, ends)
+        else:
+            self.root["meta"]["episode_ends"] = ends
+
+    # ---- reading ---------------------------------------------------------------------------------
+
+    def get_episode_slice(self, idx: int) -> slice:
+        """The steps of episode ``idx`` (0 or more)."""
+        ends = np.asarray(self.episode_ends[:])
+        if not 0 <= idx < len(ends):
+            raise IndexError(f"episode {idx} of {len(ends)}")
+        return slice(int(ends[idx - 1]) if idx else 0, int(ends[idx]))
+
+    def get_episode(self, idx: int, copy: bool = False) -> dict[str, np.ndarray]:
+        """The arrays of episode ``idx`` (negative: from the end); views unless ``copy``."""
+        steps = self.get_episode_slice(idx + self.n_episodes if idx < 0 else idx)
+        return self.get_steps_slice(steps.start, steps.stop, copy=copy)
+
+    def get_steps_slice(
+        self, start: int | None, stop: int | None, step: int | None = None, copy: bool = False
+    ) -> dict[str, np.ndarray]:
+        """``array[start:stop:step]`` of every key; views in memory unless ``copy``."""
+        steps = slice(start, stop, step)
+        return {k: np.array(a[steps], copy=copy or None) for k, a in self.items()}
+
+    # ---- layout of zarr arrays -------------------------------------------------------------------
+
+    def get_chunks(self) -> dict[str, tuple[int, ...]]:
+        """Chunk shape of every array."""
+        return {key: array.chunks for key, array in self._zarr_arrays().items()}
+
+    def set_chunks(self, chunks: Mapping[str, tuple[int, ...]]) -> None:
+        """Re-chunk the arrays named; unknown keys are ignored."""
+        for key in self._zarr_arrays().keys() & chunks.keys():
+            rechunk_recompress_array(self.data, key, chunks=chunks[key])  # type: ignore[arg-type]
+
+    def get_compressors(self) -> dict[str, Any]:
+        """Codec of every array, None where it is stored raw."""
+        return {key: compressor_of(array) for key, array in self._zarr_arrays().items()}
+
+    def set_compressors(self, compressors: Mapping[str, Any]) -> None:
+        """Re-compress the arrays named (None keeps the old codec); unknown keys are ignored."""
+        for key in self._zarr_arrays().keys() & compressors.keys():
+            rechunk_recompress_array(self.data, key, compressor=compressors[key])  # type: ignore[arg-type]
+
+    def _zarr_arrays(self) -> dict[str, zarr.Array]:
+        if self.backend != "zarr":
+            raise TypeError(
+                "this buffer is in memory (numpy); only zarr arrays have chunks and compressors"
+            )
+        return arrays_in(self.data)
+
+
+def _contains(root: zarr.Group | dict, path: str) -> bool:
+    """Whether ``'group/name'`` exists in a group or nested dict."""
+    group, _, name = path.partition("/")
+    return group in root and (not name or name in root[group])
+
+
+def _select(root: zarr.Group, keys: list[str] | None) -> dict[str, zarr.Array]:
+    arrays = arrays_in(root["data"]) if "data" in root else {}
+    missing = [key for key in keys or [] if key not in arrays]
+    if missing:
+        raise DataError(f"{store_name(root)} has no data {missing}; it holds {sorted(arrays)}")
+    return {key: arrays[key] for key in (sorted(arrays) if keys is None else keys)}
+
+
+def _new_root(store: StoreLike, if_exists: str) -> zarr.Group:
+    root = zarr.open_group(store, mode="a", zarr_format=2)
+    for name in ("meta", "data"):
+        if name not in root:
+            continue
+        if if_exists == "raise":
+            raise DataError(
+                f"{store_name(root)} holds a replay buffer already; choose another place"
+            )
+        del root[name]
+    return root
+
+
+def _write(array: Array, start: int, values: np.ndarray) -> None:
+    if isinstance(array, zarr.Array):
+        write_rows(array, start, values)
+    else:
+        array[start : start + len(values)] = values

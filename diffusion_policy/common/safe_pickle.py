@@ -1,15 +1,19 @@
 """Read dill checkpoints without running code from them.
 
-A checkpoint is ``torch.save({cfg, state_dicts, pickles}, pickle_module=dill)``. A pickle is a little program: it may
-name any importable object and call it. :class:`RestrictedUnpickler` closes that door on three sides:
+A checkpoint is ``torch.save({cfg, state_dicts, pickles}, pickle_module=dill)``. A pickle is a
+little program: it may name any importable object and call it. :class:`RestrictedUnpickler` closes
+that door on three sides:
 
-* it *names* only what checkpoints are made of (an exact list of module and name pairs; dotted names are never walked);
-* it *calls* only those, and the few that could be bent to something else are replaced by narrow versions;
-* it *sets state* only on configuration nodes, ordered dicts and numeric arrays, never on a class or a function.
+* it *names* only what checkpoints are made of (an exact list of module and name pairs; dotted names
+  are never walked);
+* it *calls* only those, and the few that could be bent to something else are replaced by narrow
+  versions;
+* it *sets state* only on configuration nodes, ordered dicts and numeric arrays, never on a class or
+  a function.
 
-What a loaded ``cfg`` says is still the file's word: its interpolations run the registered resolvers on access (harmless
-ones, see ``config/resolvers.py``), and ``hydra.utils.instantiate`` of it calls what its ``_target_`` entries name, which
-``common/safe_targets.py`` checks.
+What a loaded ``cfg`` says is still the file's word: its interpolations run the registered resolvers
+on access (harmless ones, see ``config/resolvers.py``), and ``hydra.utils.instantiate`` of it calls
+what its ``_target_`` entries name, which ``config/targets.py`` checks.
 """
 
 import importlib
@@ -33,7 +37,7 @@ _PLAIN_TYPES = {
 _ALLOWED: dict[str, set[str]] = {
     "builtins": _PLAIN_TYPES,
     "collections": {"OrderedDict", "defaultdict"},
-    "typing": {"Any", "Dict", "List", "Optional", "Tuple", "Union"},
+    "typing": {"Any", "Dict", "List"},
     "omegaconf.base": {"ContainerMetadata", "Metadata"},
     "omegaconf.dictconfig": {"DictConfig"},
     "omegaconf.listconfig": {"ListConfig"},
@@ -50,8 +54,8 @@ _ALLOWED: dict[str, set[str]] = {
     "torch._utils": {"_rebuild_parameter", "_rebuild_tensor", "_rebuild_tensor_v2"},
 }
 
-# Types whose instances a pickle may fill with state. Anything else (above all classes and functions, whose attributes
-# are shared by the whole process) is refused.
+# Types whose instances a pickle may fill with state. Anything else (above all classes and
+# functions, whose attributes are shared by the whole process) is refused.
 _FILLABLE = {("collections", "OrderedDict"), ("numpy", "ndarray")} | {
     (module, name) for module, names in _ALLOWED.items() if "omegaconf" in module for name in names
 }
@@ -85,10 +89,11 @@ def _encode(text: str, encoding: str) -> bytes:
 
 
 def _numeric_dtype(spec: str, *_: object) -> Any:
-    """A bool, integer, float or complex dtype; object and structured dtypes could carry pointers."""
+    """A bool, integer, float or complex dtype; objects and structures could carry pointers."""
     if not re.fullmatch(r"[biufc]\d+", spec):
         raise ForbiddenPickleError(f"the array type `{spec}` (through numpy.dtype)")
-    return importlib.import_module("numpy").dtype(spec)
+    # A copy, because the byte order will be set on it and np.dtype("i4") is shared by everybody.
+    return importlib.import_module("numpy").dtype(spec, copy=True)
 
 
 def _blank_array(*_: object) -> Any:
@@ -103,7 +108,7 @@ def _array_by_dill(_create: Callable, _args: tuple, state: tuple, _npdict: objec
 
 
 def _storage(data: bytes) -> Any:
-    """A tensor pickled outside ``torch.save`` holds a nested torch file: read by torch's own safe reader."""
+    """A tensor pickled outside ``torch.save`` nests a torch file: for torch's own safe reader."""
     return importlib.import_module("torch").load(io.BytesIO(data), weights_only=True)
 
 
@@ -118,9 +123,11 @@ _NARROWED: dict[tuple[str, str], Callable] = {
 
 
 class RestrictedUnpickler(pickle._Unpickler):
-    """The pure Python unpickler (tensor bytes are not in the pickle, so speed is no matter), closed as said above."""
+    """Python's unpickler, closed as said above.
 
-    dispatch = dict(pickle._Unpickler.dispatch)
+    The slow pure Python one, because only its opcodes can be overridden. Tensors are not in the
+    pickle but beside it, so that speed is no matter.
+    """
 
     def find_class(self, module: str, name: str, /) -> Any:
         module = _RENAMED_MODULES.get(module, module)
@@ -144,11 +151,11 @@ class RestrictedUnpickler(pickle._Unpickler):
             raise ForbiddenPickleError(f"a change to `{getattr(what, '__module__', '?')}.{name}`")
         super().load_build()  # type: ignore[misc]
 
-    dispatch[pickle.BUILD[0]] = load_build
+    dispatch: dict = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
 
 
 def _is_byte_order(state: object) -> bool:
-    """Whether the state of a dtype says no more than its byte order (the rest could forge object pointers)."""
+    """Whether the state of a dtype is just its byte order; the rest could forge object pointers."""
     return (
         isinstance(state, tuple)
         and len(state) == 8
@@ -169,13 +176,13 @@ _RESTRICTED_PICKLE = types.SimpleNamespace(
 
 def _refusal(source: object, error: ForbiddenPickleError) -> CheckpointError:
     return CheckpointError(
-        f"{source} asks for {error}, which no checkpoint needs, so it was not loaded; if you know who wrote the file "
-        "and accept that it may run any code on this machine, repeat with --trust-checkpoint"
+        f"{source} asks for {error}, which no checkpoint needs, so it was not loaded; if you know "
+        "who wrote the file and let it run any code on this machine, repeat with --trust-checkpoint"
     )
 
 
 def safe_loads(data: bytes, trust: bool = False, source: object = "the pickle") -> Any:
-    """Unpickles bytes that ``dill.dumps`` or ``pickle.dumps`` wrote, without running code from them.
+    """Unpickles what ``dill.dumps`` or ``pickle.dumps`` wrote, without running code from it.
 
     Args:
         data: one value of a checkpoint's ``pickles``.
@@ -210,8 +217,8 @@ def load_payload(
         map_location: where the tensors go, as in ``torch.load``.
 
     Raises:
-        CheckpointError: the file is missing, damaged, something else than a checkpoint, or asks for an object that is
-            not on the list.
+        CheckpointError: the file is missing, damaged, something else than a checkpoint, or asks for
+            an object that is not on the list.
     """
     import torch
 
@@ -220,7 +227,7 @@ def load_payload(
     try:
         with path.open("rb") as file:
             _check_archive(path, file)
-            # weights_only=True cannot read the OmegaConf containers; the restriction is in pickle_module.
+            # weights_only=True cannot read OmegaConf containers; pickle_module is what restricts.
             payload = torch.load(
                 file, map_location=map_location, pickle_module=pickle_module, weights_only=False
             )
@@ -245,39 +252,45 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
         raise CheckpointError(f"checkpoint {path} is empty; delete it and {_instead(path)}")
     if file.read(4) != b"PK\x03\x04":
         raise CheckpointError(
-            f"{path} is not a checkpoint (those are zip files written by torch.save); {_instead(path)}"
+            f"{path} is not a checkpoint (those are zip files written by torch.save); "
+            f"{_instead(path)}"
         )
     if not zipfile.is_zipfile(file):
         raise CheckpointError(
-            f"checkpoint {path} is incomplete: it breaks off after {size} bytes; delete it and {_instead(path)}"
+            f"checkpoint {path} is incomplete: it breaks off after {size} bytes; delete it and "
+            f"{_instead(path)}"
         )
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         records = {name.partition("/")[2] for name in names}
         if "data.pkl" not in records or "constants.pkl" in records:
             raise CheckpointError(
-                f"{path} is a zip file but not a checkpoint (found {', '.join(names[:3])} ...); {_instead(path)}"
+                f"{path} is a zip file but not a checkpoint (found {', '.join(names[:3])} ...); "
+                f"{_instead(path)}"
             )
         # torch ignores the checksums: a flipped bit would silently become a wrong weight.
         damaged = archive.testzip()
     if damaged is not None:
         raise CheckpointError(
-            f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong; delete it and {_instead(path)}"
+            f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong; delete it "
+            f"and {_instead(path)}"
         )
     file.seek(0)
 
 
 def _check_payload(path: Path, payload: object) -> None:
-    expected = {"cfg": "DictConfig", "state_dicts": "dict", "pickles": "dict"}
+    from omegaconf import DictConfig
+
+    expected = {"cfg": DictConfig, "state_dicts": dict, "pickles": dict}
     if not isinstance(payload, dict):
-        found = type(payload).__name__
-    elif wrong := [k for k in expected if type(payload.get(k)).__name__ != expected[k]]:
-        found = f"a dict whose {', '.join(wrong)} are missing or of another kind"
+        found = f"a {type(payload).__name__}"
+    elif wrong := [k for k, kind in expected.items() if not isinstance(payload.get(k), kind)]:
+        found = f"a dict without a proper {' and '.join(wrong)}"
     else:
         return
     raise CheckpointError(
-        f"{path} holds {found} where a diffusion_policy checkpoint holds a dict of cfg, state_dicts and pickles; "
-        f"{_instead(path)}"
+        f"{path} holds {found}, but a diffusion_policy checkpoint is a dict of cfg, state_dicts "
+        f"and pickles; {_instead(path)}"
     )
 
 

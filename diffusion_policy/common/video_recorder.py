@@ -70,7 +70,7 @@ class VideoRecorder:
 
     def _clear(self) -> None:
         self._path: pathlib.Path | None = None
-        self._container: Any = None
+        self._container: Any = None  # of PyAV, like the stream; None until the first frame
         self._stream: Any = None
         self._frame_shape: tuple[int, ...] | None = None
 
@@ -101,7 +101,7 @@ class VideoRecorder:
             raise RuntimeError("write_frame was called before start: there is no file to write to")
         import av
 
-        if self._stream is None:
+        if self._frame_shape is None:
             self._open(img.shape)
         if img.shape != self._frame_shape:
             raise ConfigError(

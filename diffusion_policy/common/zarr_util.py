@@ -1,8 +1,9 @@
-"""Arrays in zarr **format 2**, handled through zarr 3: chunk sizes, compressors, copies, readable errors.
+"""Arrays in zarr **format 2**, through zarr 3: chunks, compressors, copies, readable errors.
 
-Format 2 is what the published data sets are stored in and what the original implementation can read, so it is
-what we write. Two things zarr 3 adds to a format-2 store are allowed by that format and ignored by old readers:
-the explicit ``dimension_separator`` (its default) and empty ``.zattrs`` files.
+Format 2 is what the published data sets are stored in and what the original implementation can
+read, so it is what we write. Two things zarr 3 adds to a format-2 store are allowed by that format
+and ignored by old readers: the explicit ``dimension_separator`` (its default) and empty ``.zattrs``
+files.
 """
 
 import itertools
@@ -11,7 +12,7 @@ import math
 import numbers
 import pathlib
 import zipfile
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from numcodecs import Blosc
 from numcodecs.abc import Codec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
+from zarr.storage import LocalStore
 
 from diffusion_policy.common.errors import ConfigError, DataError
 
@@ -32,8 +34,10 @@ COMPRESSORS = {
 #: What zarr 2 used where nobody chose: the small arrays of ``/meta`` carry it.
 META_COMPRESSOR = Blosc(cname="lz4", clevel=5, shuffle=Blosc.SHUFFLE)
 
-#: What zarr and the codecs raise when a store is truncated, corrupt, or needs a codec that is not there.
+#: What zarr and the codecs raise when a store is truncated, corrupt, or needs an unknown codec.
 UNREADABLE = (ValueError, RuntimeError, TypeError, KeyError, OSError, zipfile.BadZipFile)
+
+PARTIAL = ".partial"  # suffix of files that were not finished; zarr uses it as well
 
 _COPY_BYTES = 64e6  # how much of an array is decoded at a time while it is re-chunked
 
@@ -81,16 +85,19 @@ def get_optimal_chunks(
         shape: shape of the whole array, time first.
         dtype: its element type.
         target_chunk_bytes: uncompressed size to aim for.
-        max_chunk_length: upper limit for the time axis.
+        max_chunk_length: length to reckon with on the time axis instead of the array's.
 
     Returns:
         The chunk shape. ``(25650, 96, 96, 3)`` of uint8 gives ``(73, 96, 96, 3)``.
     """
     lengths = list(shape)
     if max_chunk_length is not None:
-        lengths[0] = min(lengths[0], max_chunk_length)
+        lengths[0] = max_chunk_length
     # sizes[i]: bytes of one slab made of the last i axes
-    sizes = [np.dtype(dtype).itemsize * math.prod(lengths[len(lengths) - i :]) for i in range(len(lengths) + 1)]
+    sizes = [
+        np.dtype(dtype).itemsize * math.prod(lengths[len(lengths) - i :])
+        for i in range(len(lengths) + 1)
+    ]
     n_whole = len(lengths) - 1
     for i in range(len(lengths) - 1):
         if sizes[i] <= target_chunk_bytes < sizes[i + 1]:
@@ -107,6 +114,23 @@ def store_name(node: zarr.Group | zarr.Array) -> str:
     if not isinstance(root, (str, pathlib.Path)):
         return "memory"
     return str(pathlib.Path(root, node.store_path.path))
+
+
+def arrays_in(group: Any) -> dict[str, Any]:
+    """The arrays of a zarr group (by name; sub-groups are skipped) or of a dict.
+
+    Raises:
+        DataError: when the description of an array is damaged.
+    """
+    if isinstance(group, dict):
+        return group
+    try:
+        return dict(sorted(group.arrays()))
+    except UNREADABLE as error:
+        raise DataError(
+            f"{store_name(group)}: the .zarray file of an array is not readable ({error}); it is "
+            f"truncated or corrupt: get the data set again"
+        ) from error
 
 
 def compressor_of(array: zarr.Array) -> Codec | None:
@@ -128,8 +152,8 @@ def create_array(
         shape=shape,
         dtype=dtype,
         chunks=tuple(max(int(c), 1) for c in chunks),
-        compressors=compressor,
-        fill_value=0,
+        compressors=compressor,  # type: ignore[arg-type]  (a numcodecs codec for format 2)
+        fill_value=np.zeros((), dtype).item(),
         order="C",
         overwrite=True,
     )
@@ -138,7 +162,8 @@ def create_array(
 def write_rows(array: zarr.Array, start: int, values: np.ndarray) -> None:
     """``array[start : start + len(values)] = values``.
 
-    Chunks of zeros are written like any other, so that a chunk that is missing on disk means damage.
+    Chunks of zeros are written like any other, so that a chunk that is missing on disk means
+    damage.
     """
     array = array.with_config({"write_empty_chunks": True})
     array[start : start + len(values)] = values
@@ -163,20 +188,47 @@ def read_array(array: zarr.Array, length: int | None = None) -> np.ndarray:
     Raises:
         DataError: naming the damaged chunk, when something cannot be decoded.
     """
+    missing = array.nchunks - array.nchunks_initialized
+    if missing and length in (None, array.shape[0]):  # not the rows of an unfinished episode
+        name = store_name(array)
+        logger.warning(
+            "%s: %d of %d chunks are missing and read as zeros", name, missing, array.nchunks
+        )
+    _check_blosc_files(array)
     try:
-        if array.nchunks_initialized < array.nchunks:
-            logger.warning(
-                "%s: %d of %d chunks are missing and read as zeros",
-                store_name(array),
-                array.nchunks - array.nchunks_initialized,
-                array.nchunks,
-            )
         return np.asarray(array[...] if length is None else array[:length])
     except UNREADABLE as error:
         raise DataError(
-            f"{store_name(array)}: {_first_bad_chunk(array)} cannot be decoded ({error}); the file is "
-            f"truncated, corrupt or compressed with a codec that is not installed: get the data set again"
+            f"{store_name(array)}: {_first_bad_chunk(array)} cannot be decoded ({error}); the file "
+            f"is truncated, corrupt or needs a codec that is not installed: get the data set again"
         ) from error
+
+
+def _check_blosc_files(array: zarr.Array) -> None:
+    """Find truncated chunk files, because Blosc does not: it decodes what follows in memory.
+
+    A zip checks itself (CRC).
+    """
+    store = array.store_path.store
+    if not isinstance(store, LocalStore) or not isinstance(compressor_of(array), Blosc):
+        return
+    folder = store.root / array.store_path.path
+    for file in folder.rglob("[0-9]*"):
+        if file.is_file() and not file.name.endswith(PARTIAL):
+            with open(file, "rb") as stream:
+                _check_blosc(
+                    array, str(file.relative_to(folder)), stream.read(16), file.stat().st_size
+                )
+
+
+def _check_blosc(array: zarr.Array, chunk: str, header: bytes, size: int) -> None:
+    # bytes 12..16 of the header: length of the compressed chunk, header included
+    expected = int.from_bytes(header[12:16], "little") if len(header) == 16 else "at least 16"
+    if size != expected:
+        raise DataError(
+            f"{store_name(array)}: chunk {chunk} cannot be decoded ({size} bytes, expected "
+            f"{expected}); the file is truncated or corrupt: get the data set again"
+        )
 
 
 def _first_bad_chunk(array: zarr.Array) -> str:
@@ -196,7 +248,7 @@ def copy_array(
     chunks: tuple[int, ...],
     compressor: Codec | None,
 ) -> zarr.Array:
-    """Copy ``source`` to ``group/name``: byte by byte where nothing changes, re-encoded otherwise."""
+    """Copy ``source`` to ``group/name``: byte by byte where nothing changes, else re-encoded."""
     if tuple(chunks) == source.chunks and compressor == compressor_of(source):
         _copy_encoded(source, group, name)
         return group[name]  # type: ignore[return-value]
@@ -211,16 +263,15 @@ def copy_array(
 
 def _copy_encoded(source: zarr.Array, group: zarr.Group, name: str) -> None:
     """Copy the stored bytes of an array without decoding them (lossy images stay as they are)."""
+    _check_blosc_files(source)
     src, dst = source.store_path, group.store_path / name
 
     async def copy() -> None:
         await dst.delete_dir()
         keys = [key async for key in src.store.list_prefix(f"{src.path}/")]
         for key in keys:
-            if key.endswith(".partial"):  # left over from a killed writer
-                continue
             value = await src.store.get(key, default_buffer_prototype())
-            if value is not None:
+            if value is not None and not key.endswith(PARTIAL):
                 await dst.store.set(f"{dst.path}/{key[len(src.path) + 1 :]}", value)
 
     sync(copy())
@@ -260,8 +311,54 @@ def rechunk_recompress_array(
     return group[name]  # type: ignore[return-value]
 
 
-def per_key(setting: Any, key: str, fallback: Callable[[], Any]) -> Any:
-    """Look ``key`` up in a per-key ``dict`` setting; anything but a dict counts for all keys."""
-    if not isinstance(setting, dict):
-        return setting
-    return setting[key] if key in setting else fallback()
+def save_data(
+    group: zarr.Group,
+    arrays: Mapping[str, np.ndarray | zarr.Array],
+    n_steps: int,
+    chunks: Any,
+    compressors: Any,
+) -> None:
+    """Write the first ``n_steps`` rows of every array; chunks and compressor resolved per key."""
+    for key, array in arrays.items():
+        layout = resolve_chunks(chunks, key, array), resolve_compressors(compressors, key, array)
+        if isinstance(array, np.ndarray):
+            save_array(group, key, array[:n_steps], *layout)
+            continue
+        copy = copy_array(array, group, key, *layout)
+        if copy.shape[0] > n_steps:
+            copy.resize((n_steps, *copy.shape[1:]))
+
+
+def save_meta(group: zarr.Group, arrays: Mapping[str, np.ndarray | zarr.Array]) -> None:
+    """Write small arrays; those of a store keep their layout, others become one chunk each."""
+    for key, array in arrays.items():
+        if isinstance(array, np.ndarray):
+            save_array(group, key, array, array.shape, META_COMPRESSOR)
+        else:
+            save_array(group, key, read_array(array), array.chunks, compressor_of(array))
+
+
+def resolve_compressors(compressors: Any, key: str, array: np.ndarray | zarr.Array) -> Codec | None:
+    """The codec for a key: the setting's, else the array's own, else ``'default'``."""
+    if not isinstance(compressors, dict):
+        return resolve_compressor(compressors)
+    if key in compressors:
+        return resolve_compressor(compressors[key])
+    return compressor_of(array) if isinstance(array, zarr.Array) else COMPRESSORS["default"]
+
+
+def resolve_chunks(chunks: Any, key: str, array: np.ndarray | zarr.Array) -> tuple[int, ...]:
+    """The chunks for a key: the setting's, else the array's own, else :func:`get_optimal_chunks`.
+
+    Raises:
+        TypeError: when the setting is neither a dict nor a tuple.
+        ConfigError: when it does not fit the array.
+    """
+    if not isinstance(chunks, (dict, tuple)):
+        raise TypeError(f"chunks must be a dict or a tuple, not {type(chunks).__name__}")
+    setting = chunks if isinstance(chunks, tuple) else chunks.get(key)
+    if setting is None:
+        own = array.chunks if isinstance(array, zarr.Array) else None
+        setting = own or get_optimal_chunks(array.shape, array.dtype)
+    check_chunks_compatible(setting, array.shape)
+    return tuple(setting)

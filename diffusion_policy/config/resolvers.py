@@ -1,7 +1,8 @@
 """The ``${eval:...}`` resolver: arithmetic in configuration files, without running Python.
 
-Config files and checkpoints come from other people, so an expression may compute with numbers, compare, choose and name
-literals, and nothing else: no names, no calls, no attributes, no subscripts.
+Config files and checkpoints come from other people, so an expression may compute with numbers,
+compare, choose and name literals, and nothing else: no names, no calls, no attributes, no
+subscripts.
 """
 
 import ast
@@ -48,7 +49,7 @@ _LITERALS = (bool, int, float, str, type(None))
 
 
 def register_resolvers() -> None:
-    """Makes ``${eval:...}`` known to OmegaConf. ``${now:}`` is hydra's, ``${oc.select:}`` OmegaConf's own."""
+    """Makes ``${eval:...}`` known to OmegaConf; ``${now:...}`` is registered by hydra."""
     OmegaConf.register_new_resolver("eval", _resolve_eval, replace=True)
 
 
@@ -59,17 +60,19 @@ def resolve(cfg: DictConfig) -> None:
         ConfigError: an interpolation cannot be resolved.
     """
     try:
+        OmegaConf.to_container(cfg, resolve=True)  # its errors know the key, those of resolve don't
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
-        reason = str(error.__cause__ or error).splitlines()[0]
+        wrapping = "ConfigError raised while resolving interpolation: "
+        reason = str(error).splitlines()[0].removeprefix(wrapping)
         raise ConfigError(f"config key {error.full_key}: {reason}") from error
 
 
 def _resolve_eval(*arguments: Any) -> Any:
     if len(arguments) != 1:
         raise ConfigError(
-            f"${{eval:...}} got {len(arguments)} arguments {arguments}: OmegaConf splits at commas, so put the expression "
-            "in quotes"
+            f"${{eval:...}} got {len(arguments)} arguments {arguments}: OmegaConf splits at "
+            "commas, so put the expression in quotes"
         )
     [expression] = arguments
     # ${eval:${horizon}} arrives as the number that it is.
@@ -95,8 +98,8 @@ def safe_eval(expression: str) -> Any:
         return _evaluate(ast.parse(expression.strip(), mode="eval").body)
     except _Refused as error:
         raise ConfigError(
-            f"expression {expression!r} contains {error}; only numbers, strings, True, False, None, + - * / // % **, "
-            "comparisons, and/or/not and if-else can be used"
+            f"expression {expression!r} contains {error}; only numbers, strings, True, False, "
+            "None, + - * / // % **, comparisons, and/or/not and if-else can be used"
         ) from None
     except Exception as error:  # syntax, division by zero, 1 < "a", nesting too deep, ...
         raise ConfigError(f"expression {expression!r} cannot be computed: {error}") from error
@@ -130,13 +133,16 @@ def _evaluate(node: ast.expr) -> Any:
 
 
 def _compute(op: ast.operator, left: Any, right: Any) -> Any:
-    joins = isinstance(op, ast.Add) and type(left) is type(right) and type(left) in (str, list, tuple)
-    if not joins and not all(isinstance(value, int | float) for value in (left, right)):
+    if isinstance(op, ast.Add) and isinstance(left, str) and isinstance(right, str):
+        return left + right
+    if not all(isinstance(value, int | float) for value in (left, right)):
         # Also keeps out "%d" % x and "a" * 10**9.
         raise TypeError(f"arithmetic needs two numbers, not {left!r} and {right!r}")
     if isinstance(op, ast.Pow) and isinstance(left, int) and left.bit_length() * right > _MAX_BITS:
         raise OverflowError(f"{left}**{right} is too large")
     result = _ARITHMETIC[type(op)](left, right)
+    if isinstance(result, complex):  # (-8)**0.5
+        raise ValueError(f"{left}**{right} is not a real number")
     if isinstance(result, int) and result.bit_length() > _MAX_BITS:
         raise OverflowError("the number becomes too large")
     return result

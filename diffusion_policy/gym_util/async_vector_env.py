@@ -27,9 +27,7 @@ _CLOSE_SECONDS = 5.0  # how long workers may take to finish their step and close
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, which containers and job schedulers make fewer than there
-    are.
-    """
+    """Cores this process may use: containers and job schedulers give fewer than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -107,9 +107,7 @@ class EnvGroup:
         self._envs[row].set_wrapper_attr(name, value)
 
     def close(self) -> None:
-        """Close all environments; what they raise is logged, nothing can be done about it any
-        more.
-        """
+        """Close all environments; what they raise is logged, it is too late to mend."""
         for row, env in self._envs.items():
             try:
                 env.close()

@@ -1,7 +1,6 @@
 """The main function of an environment worker process.
 
-It is imported by every worker, so it must stay light: no torch, no policies, nothing of a training
-    script.
+Every worker imports this module, so it stays light: no torch, nothing of a training script.
 """
 
 from __future__ import annotations
@@ -97,9 +96,7 @@ def _answer(connection: Connection, results: list[Any]) -> None:
 
 
 def _limit_threads() -> None:
-    """As many workers as cores are at work, so more threads per worker would only get in each
-    other's way.
-    """
+    """All cores have a worker each: more threads would only get in each other's way."""
     threadpoolctl.threadpool_limits(1)
     if "cv2" in sys.modules:
         sys.modules["cv2"].setNumThreads(1)

@@ -1,18 +1,13 @@
 """Environments of the gym 0.21 interface in our wrappers, and ours behind the gym 0.21 interface.
 
-==============  ============================================
-===========================================
-                gym 0.21                                      gymnasium
-==============  ============================================
-===========================================
-``reset``       ``reset() -> obs``                            ``reset(seed=, options=) -> obs,
-info``
-``step``        ``obs, reward, done, info``                   ``obs, reward, terminated, truncated,
-info`` seeding         ``seed(seed)``                                ``reset(seed=seed)``
-``render``      ``render(mode)``                              ``render_mode`` at construction,
-``render()``
-==============  ============================================
-===========================================
+==========  ===============================  ======================================================
+            gym 0.21                         gymnasium
+==========  ===============================  ======================================================
+``reset``   ``reset() -> obs``               ``reset(seed=, options=) -> obs, info``
+``step``    obs, reward, done, info          obs, reward, terminated, truncated, info
+seeding     ``seed(seed)``                   ``reset(seed=seed)``
+``render``  ``render(mode)``                 ``render()`` in the ``render_mode`` it was made with
+==========  ===============================  ======================================================
 
 gym itself is not needed: everything goes by what an object can do, not by its class.
 """
@@ -117,12 +112,10 @@ class Gym021ToGymnasium(_Forwarding, gym.Env):
         self.observation_space = to_gymnasium_space(env.observation_space)
         self.action_space = to_gymnasium_space(env.action_space)
         old = getattr(env, "metadata", None) or {}
-        self.metadata = {_METADATA_NAMES.get(k, k): v for k, v in old.items()}
+        self.metadata = {_METADATA_NAMES.get(str(k), str(k)): v for k, v in old.items()}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
-        """Seed if asked to, reset; a gym 0.21 environment has no info at reset and takes no
-        options.
-        """
+        """Seed if asked to, and reset; gym 0.21 knows neither options nor an info here."""
         if options:
             raise ConfigError(
                 f"reset options {sorted(options)} were given to {type(self.env).__name__}, but "
@@ -138,9 +131,7 @@ class Gym021ToGymnasium(_Forwarding, gym.Env):
         return self.env.reset(), {}
 
     def step(self, action: Any):
-        """``done`` becomes ``truncated`` where the info says it was a time limit, else
-        ``terminated``.
-        """
+        """``done`` is ``truncated`` if the info says so (time limit), else ``terminated``."""
         result = self.env.step(action)
         if len(result) != 4:
             raise ConfigError(
@@ -201,9 +192,7 @@ class GymnasiumToGym021(_Forwarding):
         return obs
 
     def step(self, action: Any) -> tuple[Any, Any, bool, dict[str, Any]]:
-        """Returns obs, reward, done, info; a truncation is noted in the info as gym 0.21's
-        TimeLimit does.
-        """
+        """Obs, reward, done, info; the info tells a truncation as gym 0.21's TimeLimit does."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         if truncated:
             info = {**info, _TRUNCATED: not terminated}

@@ -1,11 +1,9 @@
-"""Chunks of actions in, stacks of observations out: the interface between an environment and a
-policy.
-"""
+"""Chunks of actions in, stacks of observations out: an environment as policies see it."""
 
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -61,7 +59,7 @@ def take_last_n(x: Iterable[Any], n: int) -> np.ndarray:
         return ragged
 
 
-def dict_take_last_n(x: dict[str, Iterable[Any]], n: int) -> dict[str, np.ndarray]:
+def dict_take_last_n(x: Mapping[str, Iterable[Any]], n: int) -> dict[str, np.ndarray]:
     """:func:`take_last_n` for each key."""
     return {key: take_last_n(value, n) for key, value in x.items()}
 

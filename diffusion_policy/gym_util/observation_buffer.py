@@ -17,9 +17,7 @@ Allocate = Callable[[int], Any]
 
 
 def shared_memory_of(context: Any) -> Allocate:
-    """Memory that worker processes of a multiprocessing context inherit; it has no name and cannot
-    leak.
-    """
+    """Memory that the processes of a context inherit; it has no name and cannot leak."""
     return lambda n_bytes: context.RawArray(ctypes.c_byte, n_bytes)
 
 
@@ -76,9 +74,7 @@ class ObservationBuffer:
             array[row] = value
 
     def read(self, copy: bool = True) -> Any:
-        """All rows, nested like the space: arrays (n_rows, ...); views of the live memory without
-        ``copy``.
-        """
+        """All rows (n_rows, ...), nested like the space; without ``copy``, the live memory."""
         arrays = iter([a.copy() for a in self._arrays] if copy else self._arrays)
         return _build(self.space, arrays)
 

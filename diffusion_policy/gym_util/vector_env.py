@@ -69,9 +69,7 @@ class VectorEnv(ABC):
 
     @abstractmethod
     def _run(self, command: str, requests: list[tuple[int, tuple]]) -> list[Any]:
-        """:meth:`EnvGroup.run`, wherever the environments live; results in the order of the
-        requests.
-        """
+        """:meth:`EnvGroup.run`, wherever the environments live."""
 
     @abstractmethod
     def close(self) -> None:
@@ -146,9 +144,7 @@ class VectorEnv(ABC):
         )
 
     def call(self, name: str, *args: Any, active: Any = None, **kwargs: Any) -> tuple[Any, ...]:
-        """Call a method of each environment, or read an attribute, wherever among its wrappers it
-        is.
-        """
+        """Call a method of each environment or of what it wraps, or read an attribute."""
         _refuse_own(name)
         rows = self._rows(active)
         return tuple(self._run("call", [(i, (name, args, kwargs)) for i in rows]))
@@ -175,9 +171,7 @@ class VectorEnv(ABC):
         return self.call("render", *args, active=active, **kwargs)
 
     def set_attr(self, name: str, values: Any, active: Any = None) -> None:
-        """Set an attribute: a list or tuple has one value per environment, anything else is for
-        all.
-        """
+        """Set an attribute: one value for all, or a list or tuple with one for each."""
         rows = self._rows(active)
         if not isinstance(values, list | tuple):
             values = [values] * len(rows)

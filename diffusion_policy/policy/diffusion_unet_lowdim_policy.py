@@ -108,12 +108,13 @@ class DiffusionUnetLowdimPolicy(BaseLowdimPolicy):
         start = self.n_obs_steps - 1 if self.oa_step_convention else self.n_obs_steps
         return slice(start, start + self.n_action_steps)
 
-    def _check_obs(self, obs: Tensor) -> None:
-        if obs.shape[-1] != self.obs_dim:
-            raise ConfigError(
-                f"observations have {obs.shape[-1]} values per step, the policy was built with "
-                f"obs_dim={self.obs_dim}; set obs_dim (task.obs_dim) to what the task delivers"
-            )
+    def _check_widths(self, batch: dict[str, Tensor]) -> None:
+        for key, expected in (("obs", self.obs_dim), ("action", self.action_dim)):
+            if key in batch and (found := batch[key].shape[-1]) != expected:
+                raise ConfigError(
+                    f"{key!r} has {found} values per step, the policy was built with {key}_dim="
+                    f"{expected}; set task.{key}_dim to what the task delivers"
+                )
 
     def _local_condition(self, nobs: Tensor, length: int) -> Tensor:
         """(B, length, Do): the first n_obs_steps observations, then zeros, in normalised space."""
@@ -171,7 +172,7 @@ class DiffusionUnetLowdimPolicy(BaseLowdimPolicy):
             ConfigError: the observations are not ``obs_dim`` wide.
         """
         assert "past_action" not in obs_dict, "past actions as an input are not implemented"
-        self._check_obs(obs_dict["obs"])
+        self._check_widths(obs_dict)
         nobs = self.normalizer["obs"].normalize(obs_dict["obs"])
         given_mask = local_cond = global_cond = None
         length, width = self.horizon, self.action_dim
@@ -207,7 +208,7 @@ class DiffusionUnetLowdimPolicy(BaseLowdimPolicy):
     def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
         """Denoising loss of a batch ``obs`` (B, T, Do), ``action`` (B, T, Da), in raw units."""
         assert "valid_mask" not in batch, "masked batches are not implemented"
-        self._check_obs(batch["obs"])
+        self._check_widths(batch)
         nbatch = self.normalizer.normalize(batch)
         nobs, trajectory = nbatch["obs"], nbatch["action"]
         local_cond = global_cond = given_mask = None

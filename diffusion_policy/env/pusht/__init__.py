@@ -1,4 +1,6 @@
-"""Push-T. Importing this package registers its environments with gymnasium; the code loads when one is made."""
+"""Push-T. Importing this package registers its environments with gymnasium; the code loads when one
+is made.
+"""
 
 from gymnasium.envs.registration import register
 

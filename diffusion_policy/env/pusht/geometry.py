@@ -1,17 +1,23 @@
-"""The T block of Push-T as plain numbers: its two rectangles, its outline, and how much of the goal it covers.
+"""The T block of Push-T as plain numbers: its two rectangles, its outline, and how much of the goal
+it covers.
 
-Everything here is closed-form arithmetic on Python floats. That is on purpose: the reward needs one overlap area per
-step and the scripted expert tens of thousands per episode, and for two rectangles clipping by hand is several times
-faster than a general polygon library (and agrees with it to rounding error).
+Everything here is closed-form arithmetic on Python floats. That is on purpose: the reward needs one
+overlap area per step and the scripted expert tens of thousands per episode, and for two rectangles
+clipping by hand is several times faster than a general polygon library (and agrees with it to
+rounding error).
 
-Body frame (pixels): the bar lies along x, the stem points towards +y, the origin is the middle of the bar's free edge.
+Body frame (pixels): the bar lies along x, the stem points towards +y, the origin is the middle of
+the bar's free edge.
 """
 
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 Point = tuple[float, float]
 Pose = tuple[float, float, float]
+Vector = Sequence[float] | np.ndarray  # of whatever length the text says
 
 BAR: tuple[Point, ...] = ((-60.0, 30.0), (60.0, 30.0), (60.0, 0.0), (-60.0, 0.0))
 STEM: tuple[Point, ...] = ((-15.0, 30.0), (-15.0, 120.0), (15.0, 120.0), (15.0, 30.0))
@@ -33,21 +39,21 @@ T_CENTER_OF_GRAVITY: Point = (0.0, 45.0)
 GOAL_POSE: Pose = (256.0, 256.0, math.pi / 4)
 
 
-def to_world(points: Iterable[Point], pose: Sequence[float]) -> list[Point]:
+def to_world(points: Iterable[Point], pose: Vector) -> list[Point]:
     """Map points from the frame of ``pose`` (x, y, angle) to the frame it is given in."""
     x, y, angle = pose
     c, s = math.cos(angle), math.sin(angle)
     return [(x + c * px - s * py, y + s * px + c * py) for px, py in points]
 
 
-def to_local(points: Iterable[Point], pose: Sequence[float]) -> list[Point]:
+def to_local(points: Iterable[Point], pose: Vector) -> list[Point]:
     """Inverse of :func:`to_world`."""
     x, y, angle = pose
     c, s = math.cos(angle), math.sin(angle)
     return [(c * (px - x) + s * (py - y), c * (py - y) - s * (px - x)) for px, py in points]
 
 
-def goal_coverage(block_pose: Sequence[float], goal_pose: Sequence[float] = GOAL_POSE) -> float:
+def goal_coverage(block_pose: Vector, goal_pose: Vector = GOAL_POSE) -> float:
     """Share of the goal area that the block covers, 0 ... 1."""
     gx, gy, goal_angle = goal_pose
     bx, by, block_angle = block_pose

@@ -1,7 +1,7 @@
 """Push-T with the true state as observation, and the base of its key point and image versions.
 
-Reference: Chi et al., "Diffusion Policy: Visuomotor Policy Learning via Action Diffusion" (RSS 2023), section V;
-the task is from Florence et al., "Implicit Behavioral Cloning" (CoRL 2021).
+Reference: Chi et al., "Diffusion Policy: Visuomotor Policy Learning via Action Diffusion" (RSS
+2023), section V; the task is from Florence et al., "Implicit Behavioral Cloning" (CoRL 2021).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pymunk
 from gymnasium import spaces
 
 from diffusion_policy.env.pusht import world as table
-from diffusion_policy.env.pusht.geometry import GOAL_POSE, T_PARTS, goal_coverage, to_world
+from diffusion_policy.env.pusht.geometry import GOAL_POSE, T_PARTS, Vector, goal_coverage, to_world
 from diffusion_policy.env.pusht.world import PushTWorld
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ def pymunk_to_shapely(body: pymunk.Body, shapes: Sequence[pymunk.Shape]) -> shap
 class PushTEnv(gym.Env):
     """Push the T-shaped block onto its goal pose with a round agent that follows position targets.
 
-    An observation is ``[agent_x, agent_y, block_x, block_y, block_angle]`` (float64, px and rad in [0, 2 pi)), an
-    action the target position of the agent (px, never clipped). The reward is
-    ``clip(coverage / 0.95, 0, 1)`` with the covered share of the goal area; an episode terminates above 95 %.
+    An observation is ``[agent_x, agent_y, block_x, block_y, block_angle]`` (float64, px and rad in
+    [0, 2 pi)), an action the target position of the agent (px, never clipped). The reward is
+    ``clip(coverage / 0.95, 0, 1)`` with the covered share of the goal area; an episode terminates
+    above 95 %.
 
     The seed is persistent: every ``reset()`` repeats the same start until a new seed is given.
 
@@ -112,7 +113,7 @@ class PushTEnv(gym.Env):
     # ------------------------------------------------------------------ seeding and state
 
     def seed(self, seed: int | None = None) -> None:
-        """Choose the start that every later ``reset()`` produces (None: from numpy's global state)."""
+        """Choose the start of all later episodes (None: from numpy's global random state)."""
         self._seed = int(np.random.randint(0, 25536)) if seed is None else int(seed)
         self.np_random = np.random.default_rng(self._seed)
 
@@ -130,7 +131,8 @@ class PushTEnv(gym.Env):
             self.seed(seed)
         self.world = PushTWorld()
         if self.block_cog is not None:
-            self.block.center_of_gravity = tuple(self.block_cog)
+            x, y = self.block_cog
+            self.block.center_of_gravity = x, y  # type: ignore[assignment]
         if self.damping is not None:
             self.space.damping = self.damping
         self.latest_action = None
@@ -152,11 +154,13 @@ class PushTEnv(gym.Env):
             ]
         )
 
-    def _set_state(self, state: Sequence[float] | np.ndarray) -> None:
+    def _set_state(self, state: Vector) -> None:
         self._built().place(state, self.legacy)
 
-    def _set_state_local(self, state_local: Sequence[float] | np.ndarray) -> np.ndarray:
-        """Place block (in the goal's frame) and agent (in the block's frame); returns the state set."""
+    def _set_state_local(self, state_local: Vector) -> np.ndarray:
+        """Place block (in the goal's frame) and agent (in the block's frame); returns the state
+        set.
+        """
         agent_x, agent_y, *block = (float(v) for v in state_local)
         (position,) = to_world([(block[0], block[1])], self.goal_pose)
         block_pose = (*position, float(self.goal_pose[2]) + block[2])
@@ -187,7 +191,7 @@ class PushTEnv(gym.Env):
 
     # ------------------------------------------------------------------ stepping
 
-    def step(self, action: Sequence[float] | np.ndarray | None):
+    def step(self, action: Vector | None):
         """Follow ``action`` for one control period; None leaves the world as it is.
 
         Returns:
@@ -196,7 +200,7 @@ class PushTEnv(gym.Env):
         world = self._built()
         if action is not None:
             self.latest_action = np.asarray(action)
-            world.advance(action)  # type: ignore[arg-type]
+            world.advance(action)
         coverage = self._coverage()
         reward = min(max(coverage / self.success_threshold, 0.0), 1.0)
         terminated = coverage > self.success_threshold
@@ -206,31 +210,33 @@ class PushTEnv(gym.Env):
         return obs, reward, terminated, False, self._get_info()
 
     def _coverage(self) -> float:
-        block = self.block
-        return goal_coverage((*block.position, block.angle), self.goal_pose)
+        return goal_coverage(self._built().block_pose, self.goal_pose)
 
     def _get_obs(self) -> Any:
-        agent, block = self.agent, self.block
-        return np.array([*agent.position, *block.position, block.angle % (2 * math.pi)])
+        world = self._built()
+        x, y, angle = world.block_pose
+        return np.array([*world.agent_position, x, y, angle % (2 * math.pi)])
 
     def _get_info(self) -> dict[str, Any]:
-        agent, block = self.agent, self.block
-        per_substep = self._built().n_contact_points / table.SUBSTEPS
+        world = self._built()
         return {
-            "pos_agent": np.array(agent.position),
-            "vel_agent": np.array(agent.velocity),
-            "block_pose": np.array([*block.position, block.angle]),
+            "pos_agent": np.array(world.agent_position),
+            "vel_agent": np.array(world.agent.velocity),
+            "block_pose": np.array(world.block_pose),
             "goal_pose": self.goal_pose.copy(),
-            "n_contacts": math.ceil(per_substep),
+            "n_contacts": math.ceil(world.n_contact_points / table.SUBSTEPS),
         }
 
     # ------------------------------------------------------------------ pictures
 
     def render(self) -> np.ndarray | None:
-        """A frame of shape (S, S, 3), uint8, in mode ``rgb_array``; in mode ``human`` updates the window."""
+        """A frame of shape (S, S, 3), uint8, in mode ``rgb_array``; in mode ``human`` updates the
+        window.
+        """
         if self.render_mode is None:
             raise RuntimeError(
-                "this environment was made with render_mode=None, make it with 'rgb_array' or 'human'"
+                "this environment was made with render_mode=None, make it with 'rgb_array' or "
+                "'human'"
             )
         frame = self.render_frame(self.render_mode)
         return frame if self.render_mode == "rgb_array" else None
@@ -249,8 +255,9 @@ class PushTEnv(gym.Env):
             self._draw_marker(frame, self.latest_action)
         return frame
 
-    def render_state(self, state: Sequence[float] | np.ndarray) -> np.ndarray:
-        """The picture of a state ``[agent_x, agent_y, block_x, block_y, angle]``, without an action marker.
+    def render_state(self, state: Vector) -> np.ndarray:
+        """The picture of a state ``[agent_x, agent_y, block_x, block_y, angle]``, without an action
+        marker.
 
         The running episode, if any, is left alone.
 
@@ -277,8 +284,9 @@ class PushTEnv(gym.Env):
     def _to_image(self, canvas: pygame.Surface) -> np.ndarray:
         import cv2
 
-        # The surface's own memory, blue first: resizing it in place of a transposed copy is twice as fast.
-        bgrx = np.frombuffer(canvas.get_buffer(), np.uint8).reshape(*canvas.get_size(), 4)
+        # The surface's own memory, blue first: half the time of resizing a transposed copy.
+        memory: Any = canvas.get_buffer()
+        bgrx = np.frombuffer(memory, np.uint8).reshape(*canvas.get_size(), 4)
         small = cv2.resize(bgrx, (self.render_size, self.render_size))
         return np.ascontiguousarray(small[..., 2::-1])
 

@@ -11,10 +11,12 @@ from diffusion_policy.env.pusht.pusht_env import PushTEnv
 
 
 class PushTImageEnv(PushTEnv):
-    """Observations are a dict of ``image`` (3, S, S), float32 in [0, 1], and ``agent_pos`` (2,), float64, px.
+    """Observations are a dict of ``image`` (3, S, S), float32 in [0, 1], and ``agent_pos`` (2,),
+    float64, px.
 
-    Images never show the action marker; rendered frames do. ``agent_pos`` keeps the precision of the simulation while
-    its space is declared float32, as published: vector environments with shared memory store it as float32.
+    Images never show the action marker; rendered frames do. ``agent_pos`` keeps the precision of
+    the simulation while its space is declared float32, as published: vector environments with
+    shared memory store it as float32.
 
     Args:
         legacy, block_cog, damping, render_size, render_mode: See :class:`PushTEnv`.
@@ -39,7 +41,9 @@ class PushTImageEnv(PushTEnv):
         self.observation_space = spaces.Dict(
             {
                 "agent_pos": spaces.Box(0.0, self.window_size, shape=(2,), dtype=np.float32),
-                "image": spaces.Box(0.0, 1.0, shape=(3, render_size, render_size), dtype=np.float32),
+                "image": spaces.Box(
+                    0.0, 1.0, shape=(3, render_size, render_size), dtype=np.float32
+                ),
             }
         )
         self.render_cache: np.ndarray | None = None  # frame of the latest observation, with marker

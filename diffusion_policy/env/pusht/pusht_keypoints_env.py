@@ -11,8 +11,9 @@ from gymnasium import spaces
 from diffusion_policy.env.pusht.pusht_env import PushTEnv
 from diffusion_policy.env.pusht.pymunk_keypoint_manager import PymunkKeypointManager
 
-# What PymunkKeypointManager.create_from_pusht_env samples with seed 0. They are written out because published
-# demonstrations hold exactly these points, while sampling again would depend on how a renderer fills polygons.
+# What PymunkKeypointManager.create_from_pusht_env samples with seed 0. They are written out because
+# published demonstrations hold exactly these points, while sampling again would depend on how a
+# renderer fills polygons.
 BLOCK_KEYPOINTS = (
     (9.269786713763871, 90.04097352393619),
     (-60.983472364471474, -1.1867297607997276),
@@ -34,12 +35,14 @@ AGENT_KEYPOINTS = (
 class PushTKeypointsEnv(PushTEnv):
     """Observations are ``concat(values, visible)``, float64, two halves of equal length.
 
-    The values are the key points of the block in world coordinates (9 x 2 px), then those of the agent if
-    ``agent_keypoints`` or else its position; ``visible`` is 1 or 0 for each value. Hidden key points keep their true
+    The values are the key points of the block in world coordinates (9 x 2 px), then those of the
+    agent if ``agent_keypoints`` or else its position; ``visible`` is 1 or 0 for each value. Hidden
+    key points keep their true
     values: it is up to the policy to ignore them.
 
     Args:
-        keypoint_visible_rate: Probability of a key point to be visible, drawn anew for every observation.
+        keypoint_visible_rate: Probability of a key point to be visible, drawn anew for every
+            observation.
         agent_keypoints: Observe key points on the agent instead of its position.
         draw_keypoints: Overlay the key points on rendered frames (hidden ones at the origin).
         local_keypoint_map: See :class:`PymunkKeypointManager`; default: the published table.
@@ -73,24 +76,25 @@ class PushTKeypointsEnv(PushTEnv):
             render_mode=render_mode,
         )
         if local_keypoint_map is None:
-            params = self.genenerate_keypoint_manager_params()
-            local_keypoint_map, color_map = params["local_keypoint_map"], params["color_map"]
-        self.kp_manager = PymunkKeypointManager(local_keypoint_map, color_map)
+            self.kp_manager = PymunkKeypointManager(**self.genenerate_keypoint_manager_params())
+        else:
+            self.kp_manager = PymunkKeypointManager(local_keypoint_map, color_map)
         self.keypoint_visible_rate = keypoint_visible_rate
         self.agent_keypoints = agent_keypoints
         self.draw_keypoints = draw_keypoints
         self.draw_kp_map: dict[str, np.ndarray] | None = None  # of the latest observation
 
-        n_keypoints = len(local_keypoint_map["block"])
-        if agent_keypoints:
-            n_keypoints += len(local_keypoint_map["agent"])
+        table = self.kp_manager.local_keypoint_map
+        n_keypoints = len(table["block"]) + (len(table["agent"]) if agent_keypoints else 0)
         n_values = 2 * n_keypoints + (0 if agent_keypoints else 2)
         high = np.concatenate([np.full(n_values, float(self.window_size)), np.ones(n_values)])
         self.observation_space = spaces.Box(low=np.zeros_like(high), high=high, dtype=np.float64)
 
     @classmethod
     def genenerate_keypoint_manager_params(cls) -> dict[str, Any]:
-        """The published key point table and its colors (the spelling is part of the published interface)."""
+        """The published key point table and its colors (the spelling is part of the published
+        interface).
+        """
         table = {"block": np.array(BLOCK_KEYPOINTS), "agent": np.array(AGENT_KEYPOINTS)}
         return PymunkKeypointManager(table).kwargs
 
@@ -101,12 +105,13 @@ class PushTKeypointsEnv(PushTEnv):
         kp_map = self.kp_manager.get_keypoints_global(bodies, is_obj=True)
 
         keypoints = np.concatenate(list(kp_map.values()))
-        # One draw per key point even at rate 1.0: the generator's state is part of reproducing an evaluation.
+        # One draw per key point even at rate 1.0: the generator's state is part of reproducing an
+        # evaluation.
         visible = self.np_random.random(len(keypoints)) < self.keypoint_visible_rate
         values, mask = keypoints.flatten(), np.repeat(visible, 2)
         if not self.agent_keypoints:
-            values = np.concatenate([values, self.agent.position])
-            mask = np.concatenate([mask, [True, True]])
+            values = np.append(values, self.agent.position)
+            mask = np.append(mask, [True, True])
 
         if self.draw_keypoints:
             shown = np.split(

@@ -83,8 +83,8 @@ class PymunkKeypointManager:
     ) -> PymunkKeypointManager:
         """Sample key points evenly over the pictures of block and agent.
 
-        Pixels of each body, drawn alone, are thinned by farthest point sampling from a random first pixel and then
-        jittered within their pixel.
+        Pixels of each body, drawn alone, are thinned by farthest point sampling from a random first
+        pixel and then jittered within their pixel.
         """
         rng = np.random.default_rng(seed)
         local_keypoint_map = {}
@@ -104,7 +104,9 @@ class PymunkKeypointManager:
 
     @staticmethod
     def get_tf_img(pose: Sequence[float]) -> AffineTransform:
-        """Transform from the local frame of ``pose`` (x, y, angle) to image coordinates (px of 512)."""
+        """Transform from the local frame of ``pose`` (x, y, angle) to image coordinates (px of
+        512).
+        """
         from skimage.transform import AffineTransform
 
         return AffineTransform(translation=tuple(pose[:2]), rotation=pose[2])
@@ -137,7 +139,9 @@ class PymunkKeypointManager:
     def draw_keypoints(
         self, img: np.ndarray, kps_map: Mapping[str, np.ndarray], radius: int = 1
     ) -> np.ndarray:
-        """Draw world key points as filled dots onto ``img`` (in place; a square RGB frame of any size)."""
+        """Draw world key points as filled dots onto ``img`` (in place; a square RGB frame of any
+        size).
+        """
         import cv2
 
         scale = np.array(img.shape[1::-1]) / _WINDOW
@@ -155,7 +159,9 @@ class PymunkKeypointManager:
 
 
 def _pixels_of(body: pymunk.Body) -> np.ndarray:
-    """Pixel coordinates (x, y) that a body covers, row by row; shape (N, 2). Empties the rest of its space."""
+    """Pixel coordinates (x, y) that a body covers, row by row; shape (N, 2). Empties the rest of
+    its space.
+    """
     import pygame
 
     from diffusion_policy.common.pymunk_override import DrawOptions

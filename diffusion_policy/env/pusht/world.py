@@ -1,15 +1,14 @@
 """The physics of Push-T: a table with walls, a position-controlled round agent, and the T block.
 
-One class builds and advances it, for the environments and for the scripted expert alike. Every number here is part of
-a published benchmark, including two mistakes of the original that decide how the block turns: the stem's moment of
-inertia is computed from the bar, and friction never reaches the shapes.
+One class builds and advances it, for the environments and for the scripted expert alike. Every
+number here is part of a published benchmark, including two mistakes of the original that decide how
+the block turns: the stem's moment of inertia is computed from the bar, and friction never reaches
+the shapes.
 """
-
-from collections.abc import Sequence
 
 import pymunk
 
-from diffusion_policy.env.pusht.geometry import BAR, STEM, T_CENTER_OF_GRAVITY
+from diffusion_policy.env.pusht.geometry import BAR, STEM, T_CENTER_OF_GRAVITY, Point, Pose, Vector
 
 WINDOW_SIZE = 512
 AGENT_RADIUS = 15.0
@@ -34,7 +33,8 @@ class PushTWorld:
     """A fresh Push-T table.
 
     Args:
-        count_contacts: Count contact points while advancing. Costs a Python call per contact and substep.
+        count_contacts: Count contact points while advancing. Costs a Python call per contact and
+            substep.
 
     Attributes:
         space: The pymunk space.
@@ -57,12 +57,25 @@ class PushTWorld:
         if count_contacts:
             self.space.on_collision(0, 0, post_solve=self._on_contact)
 
-    def advance(self, target: Sequence[float]) -> None:
-        """Let the agent follow ``target`` (x, y) under PD control for one control period (0.1 s)."""
+    @property
+    def agent_position(self) -> Point:
+        """Center of the agent."""
+        x, y = self.agent.position
+        return x, y
+
+    @property
+    def block_pose(self) -> Pose:
+        """x, y and angle (not wrapped) of the block."""
+        x, y = self.block.position
+        return x, y, self.block.angle
+
+    def advance(self, target: Vector) -> None:
+        """Let the agent follow ``target`` (x, y), PD-controlled, for one control period (0.1 s)."""
         tx, ty = float(target[0]), float(target[1])
         agent, space = self.agent, self.space
         self.n_contact_points = 0
-        # Nothing pushes a kinematic body, so its motion can be followed here instead of read back every substep.
+        # Nothing pushes a kinematic body, so its motion can be followed here instead of read back
+        # every substep.
         (x, y), (vx, vy) = agent.position, agent.velocity
         for _ in range(SUBSTEPS):
             vx += (K_P * (tx - x) + K_V * (0.0 - vx)) * DT
@@ -72,13 +85,14 @@ class PushTWorld:
             x += vx * DT
             y += vy * DT
 
-    def place(self, state: Sequence[float], legacy: bool = False) -> None:
+    def place(self, state: Vector, legacy: bool = False) -> None:
         """Put agent and block somewhere, then resolve overlaps with one substep.
 
         Args:
             state: agent x, y, block x, y, block angle.
-            legacy: Set the block's position before its angle, as older versions of the benchmark did. Turning then
-                happens about the center of gravity and moves the block away from the requested position.
+            legacy: Set the block's position before its angle, as older versions of the benchmark
+                did. Turning then happens about the center of gravity and moves the block away from
+                the requested position.
         """
         x, y, block_x, block_y, angle = (float(v) for v in state)
         self.agent.position = x, y

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 class DictOfTensorMixin(nn.Module):
     """Holds ``params_dict``, a tree of ``nn.ParameterDict`` that loading a state dict *rebuilds*.
 
-    An ordinary module must have its parameters before ``load_state_dict``. This one takes whatever fields the
-    checkpoint holds: an empty normalizer can load any normalizer. What it held before is forgotten, ``strict`` has
-    no meaning for it, and the tensors keep the device and dtype they come with.
+    An ordinary module must have its parameters before ``load_state_dict``. This one takes whatever
+    fields the checkpoint holds: an empty normalizer can load any normalizer. What it held before is
+    forgotten, ``strict`` has no meaning for it, and the tensors keep the device and dtype they come
+    with.
     """
 
     def __init__(self, params_dict: nn.ParameterDict | None = None):
@@ -23,7 +24,9 @@ class DictOfTensorMixin(nn.Module):
         """Device of the first tensor (``StopIteration`` while there is none)."""
         return next(iter(self.parameters())).device
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args, **kwargs) -> None:
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args, **kwargs
+    ) -> None:
         root = prefix + "params_dict."
         params_dict = nn.ParameterDict()
         for key, value in state_dict.items():

@@ -1,8 +1,8 @@
 """Learning-rate schedules, by the names that the configs use.
 
-The formulas are those of ``diffusers.optimization``; they are repeated here because a schedule is part of a published
-result, while the helper functions of a library come and go. In all schedules with warm-up the first step has
-learning rate 0.
+The formulas are those of ``diffusers.optimization``; they are repeated here because a schedule is
+part of a published result, while the helper functions of a library come and go. In all schedules
+with warm-up the first step has learning rate 0.
 """
 
 import math
@@ -32,15 +32,19 @@ def get_scheduler(
         optimizer: whose learning rates are scheduled.
         num_warmup_steps: steps of the linear rise from 0; needed by all but ``constant``.
         num_training_steps: where the decay ends; needed by all but the constant ones.
-        last_epoch: index of the last step done, to resume (the optimizer's groups then need ``initial_lr``).
-        **kwargs: ``num_cycles`` (cosine, default 0.5: half a wave; restarts, default 1); ``lr_end`` (default
-            1e-7) and ``power`` (default 1) of the polynomial.
+        last_epoch: index of the last step done, to resume (the optimizer's groups then need
+            ``initial_lr``).
+        **kwargs: ``num_cycles`` (cosine, default 0.5: half a wave; restarts, default 1); ``lr_end``
+            (default 1e-7) and ``power`` (default 1) of the polynomial.
 
     Raises:
-        ConfigError: an unknown name, or a step count that is needed and missing (also a ``ValueError``).
+        ConfigError: an unknown name, or a step count that is needed and missing (also a
+            ``ValueError``).
     """
     if name not in _SCHEDULES:
-        raise ConfigError(f"The learning-rate schedule is {name!r}; it can be one of {sorted(_SCHEDULES)}.")
+        raise ConfigError(
+            f"The learning-rate schedule is {name!r}; it can be one of {sorted(_SCHEDULES)}."
+        )
     make, *needed = _SCHEDULES[name]
     counts = {"num_warmup_steps": num_warmup_steps, "num_training_steps": num_training_steps}
     for count in needed:
@@ -95,7 +99,9 @@ def _polynomial(
     warmup: int, total: int, lr_start: float, lr_end: float = 1e-7, power: float = 1.0
 ) -> Factor:
     if not lr_start > lr_end:
-        raise ConfigError(f"A polynomial schedule decays, but lr_end={lr_end} is not below lr={lr_start}.")
+        raise ConfigError(
+            f"A polynomial schedule decays, but lr_end={lr_end} is not below lr={lr_start}."
+        )
 
     def decay(step: int) -> float:
         remaining = 1.0 - min(1.0, _progress(step, warmup, total))

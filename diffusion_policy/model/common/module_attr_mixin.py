@@ -7,8 +7,8 @@ from torch import nn
 class ModuleAttrMixin(nn.Module):
     """A module that knows where it lives.
 
-    Registers one empty parameter, ``_dummy_variable``, before anything else. It is part of every published state
-    dict and takes an index in every saved optimizer state, so it stays.
+    Registers one empty parameter, ``_dummy_variable``, before anything else. It is part of every
+    published state dict and takes an index in every saved optimizer state, so it stays.
     """
 
     def __init__(self):

@@ -1,7 +1,7 @@
 """Affine maps between the units of a task and the range that a network likes.
 
-Per field ``y = x * scale + offset``, with one scale and one offset per dimension. The statistics they were fitted on
-travel with them, in the checkpoint: a policy carries its own units.
+Per field ``y = x * scale + offset``, with one scale and one offset per dimension. The statistics
+they were fitted on travel with them, in the checkpoint: a policy carries its own units.
 """
 
 import math
@@ -16,6 +16,7 @@ from diffusion_policy.common.errors import ConfigError, DataError
 from diffusion_policy.model.common.dict_of_tensor_mixin import DictOfTensorMixin
 
 DEFAULT_FIELD = "_default"
+EMPTY = "The normalizer is empty: fit it, or load a checkpoint, before using it."
 
 
 class UnknownFieldError(ConfigError, KeyError):
@@ -29,7 +30,7 @@ class NotFittedError(ConfigError, RuntimeError):
 
 
 class SingleFieldLinearNormalizer(DictOfTensorMixin):
-    """The map of one field. Parameters: ``scale``, ``offset`` and ``input_stats.{min,max,mean,std}``, all (D,)."""
+    """The map of one field, all parameters (D,): scale, offset, input_stats.{min,max,mean,std}."""
 
     avaliable_modes = ["limits", "gaussian"]
 
@@ -60,8 +61,9 @@ class SingleFieldLinearNormalizer(DictOfTensorMixin):
         for name, value in params.items():
             if value.shape != scale.shape or value.dtype != scale.dtype:
                 raise ConfigError(
-                    f"A normalizer needs everything in the shape and dtype of scale, {tuple(scale.shape)} "
-                    f"{scale.dtype}, but {name} is {tuple(value.shape)} {value.dtype}."
+                    "A normalizer needs everything in the shape and dtype of scale, "
+                    f"{tuple(scale.shape)} {scale.dtype}, but {name} is {tuple(value.shape)} "
+                    f"{value.dtype}."
                 )
         offset = params.pop("offset")
         return cls(_params(scale, offset, params))
@@ -77,7 +79,7 @@ class SingleFieldLinearNormalizer(DictOfTensorMixin):
         )
 
     def normalize(self, x: Any) -> Tensor:
-        """``x * scale + offset`` on the device and in the dtype of ``scale``; same shape, a new tensor."""
+        """``x * scale + offset``: a new tensor, on the device and in the dtype of ``scale``."""
         return _normalize(x, self.params_dict)
 
     def unnormalize(self, x: Any) -> Tensor:
@@ -89,7 +91,7 @@ class SingleFieldLinearNormalizer(DictOfTensorMixin):
         return self.params_dict["input_stats"]
 
     def get_output_stats(self) -> dict[str, Tensor]:
-        """The statistics pushed through the map (for ``std`` that includes the offset: use min and max)."""
+        """The statistics pushed through the map, ``std`` with the offset too: use min and max."""
         return {name: self.normalize(value) for name, value in self.get_input_stats().items()}
 
     def __call__(self, x: Any) -> Tensor:
@@ -118,7 +120,8 @@ class LinearNormalizer(DictOfTensorMixin):
 
         Raises:
             UnknownFieldError: a key was not fitted (also a ``KeyError``).
-            NotFittedError: a bare tensor, and there is no ``_default`` field (also a ``RuntimeError``).
+            NotFittedError: a bare tensor, and there is no ``_default`` field (also a
+                ``RuntimeError``).
             ConfigError: the trailing dimensions do not hold the D values of the fit.
         """
         return self._map(_normalize, x)
@@ -132,40 +135,42 @@ class LinearNormalizer(DictOfTensorMixin):
             return {name: function(value, self._field(name), name) for name, value in x.items()}
         if DEFAULT_FIELD not in self.params_dict:
             raise NotFittedError(
-                f"The normalizer has {_names(self.params_dict)} but was given a bare array: fit it on a bare array, "
-                "or pass a dictionary with the names of its fields."
+                f"The normalizer has {_names(self.params_dict)} but was given a bare array: fit it "
+                "on a bare array, or pass a dictionary with the names of its fields."
             )
         return function(x, self.params_dict[DEFAULT_FIELD])
 
     def _field(self, name: str) -> nn.ParameterDict:
         if name not in self.params_dict:
             raise UnknownFieldError(
-                f"The normalizer has {_names(self.params_dict)} but not {name!r}: fit it on data that holds {name!r}, "
-                "or leave that key out."
+                f"The normalizer has {_names(self.params_dict)} but not {name!r}: fit it on data "
+                f"that holds {name!r}, or leave that key out."
             )
         return self.params_dict[name]  # pyright: ignore[reportReturnType]
 
     def get_input_stats(self) -> Any:
-        """Statistics of the data of the fit: ``{field: {min, max, mean, std}}``, or without the field level if the
-        only field is ``_default``.
+        """Statistics of the data of the fit.
+
+        Returns:
+            ``{field: {min, max, mean, std}}``; without the level of the fields if ``_default`` is
+            the only one.
 
         Raises:
             NotFittedError: there is no field (also a ``RuntimeError``).
         """
-        if len(self.params_dict) == 0:
-            raise NotFittedError("The normalizer is empty: fit it, or load a checkpoint, before asking for statistics.")
-        if list(self.params_dict.keys()) == [DEFAULT_FIELD]:
-            return self[DEFAULT_FIELD].get_input_stats()
-        names = (name for name in self.params_dict.keys() if name != DEFAULT_FIELD)
-        return {name: self[name].get_input_stats() for name in names}
+        return self._per_field(SingleFieldLinearNormalizer.get_input_stats)
 
     def get_output_stats(self, key: str = DEFAULT_FIELD) -> dict[str, Any]:
-        """:meth:`get_input_stats` pushed through the maps. ``key`` has no meaning, it is part of the interface."""
-        self.get_input_stats()
-        if list(self.params_dict.keys()) == [DEFAULT_FIELD]:
-            return self[DEFAULT_FIELD].get_output_stats()
-        names = (name for name in self.params_dict.keys() if name != DEFAULT_FIELD)
-        return {name: self[name].get_output_stats() for name in names}
+        """:meth:`get_input_stats` pushed through the maps; ``key`` has no meaning."""
+        return self._per_field(SingleFieldLinearNormalizer.get_output_stats)
+
+    def _per_field(self, stats: Callable[[SingleFieldLinearNormalizer], Any]) -> Any:
+        names = list(self.params_dict.keys())
+        if not names:
+            raise NotFittedError(EMPTY)
+        if names == [DEFAULT_FIELD]:
+            return stats(self[DEFAULT_FIELD])
+        return {name: stats(self[name]) for name in names if name != DEFAULT_FIELD}
 
     def __call__(self, x: Any) -> Any:
         return self.normalize(x)
@@ -176,8 +181,8 @@ class LinearNormalizer(DictOfTensorMixin):
     def __setitem__(self, key: str, value: SingleFieldLinearNormalizer) -> None:
         if "." in key or hasattr(nn.ParameterDict, key):
             raise ConfigError(
-                f"A normalizer cannot have a field {key!r}: state-dict keys are split at dots, and names of "
-                "dictionary methods are taken; rename the key in the data set."
+                f"A normalizer cannot have a field {key!r}: state-dict keys are split at dots, and "
+                "names of dictionary methods are taken; rename the key in the data set."
             )
         self.params_dict[key] = value.params_dict
 
@@ -187,8 +192,8 @@ def range_scale_offset(
 ) -> tuple[Tensor, Tensor]:
     """Scale and offset (D,) that map [minimum, maximum] to [output_min, output_max].
 
-    A dimension that (almost) never moves, range < ``range_eps``, is only shifted to the middle of the output range:
-    stretching it would blow up its noise.
+    A dimension that (almost) never moves, range < ``range_eps``, is only shifted to the middle of
+    the output range: stretching it would blow up its noise.
     """
     extent = maximum - minimum
     constant = extent < range_eps
@@ -213,13 +218,15 @@ def _fit(
     """Scale, offset and statistics of ``data``.
 
     Args:
-        data: numpy, torch or zarr array. The last ``last_n_dims`` dimensions together are D, the others are rows.
+        data: numpy, torch or zarr array. The last ``last_n_dims`` dimensions together are D, the
+            others are rows.
         last_n_dims: 0 gives one number for everything (D = 1).
         dtype: of the result; None keeps that of the data.
         mode: ``limits`` maps min and max to the output range, ``gaussian`` mean and std to 0 and 1.
         output_max: upper end of the output range (``limits``).
         output_min: lower end of the output range (``limits``).
-        range_eps: dimensions whose range (``limits``) or std (``gaussian``) is smaller keep their scale.
+        range_eps: dimensions whose range (``limits``) or std (``gaussian``) is smaller keep their
+            scale.
         fit_offset: False keeps zero at zero.
         field: name for error messages.
 
@@ -230,10 +237,10 @@ def _fit(
     _check_fit_options(mode, output_min, output_max, fit_offset)
     data = _as_tensor(data)
     data = data.to(dtype) if dtype is not None else data
-    # math.prod over the shape, not -1: an empty array has no unambiguous -1.
-    width = math.prod(data.shape[data.ndim - last_n_dims :]) if last_n_dims > 0 else 1
-    data = data.reshape(data.numel() // max(width, 1), width)
-    _check_rows(data, field)
+    width = math.prod(data.shape[data.ndim - last_n_dims :])
+    _check_not_empty(data, field)
+    data = data.reshape(-1, width)
+    _check_finite(data, field)
 
     stats = {
         "min": data.amin(dim=0),
@@ -247,7 +254,9 @@ def _fit(
         scale = 1 / torch.where(std >= range_eps, std, 1.0)
         offset = -stats["mean"] * scale if fit_offset else torch.zeros_like(scale)
     elif fit_offset:
-        scale, offset = range_scale_offset(stats["min"], stats["max"], output_min, output_max, range_eps)
+        scale, offset = range_scale_offset(
+            stats["min"], stats["max"], output_min, output_max, range_eps
+        )
     else:
         reach = min(abs(output_min), abs(output_max))
         largest = torch.maximum(stats["min"].abs(), stats["max"].abs())
@@ -258,30 +267,43 @@ def _fit(
 
 def _check_fit_options(mode: str, output_min: float, output_max: float, fit_offset: bool) -> None:
     if mode not in LinearNormalizer.avaliable_modes:
-        raise ConfigError(f"The normalizer mode is {mode!r}; it can be one of {LinearNormalizer.avaliable_modes}.")
+        raise ConfigError(
+            f"The normalizer mode is {mode!r}; it can be one of {LinearNormalizer.avaliable_modes}."
+        )
     if output_max <= output_min:
-        raise ConfigError(f"The normalizer's output range is empty: output_min={output_min}, output_max={output_max}.")
+        raise ConfigError(
+            f"The normalizer's output range is empty: output_min={output_min}, "
+            f"output_max={output_max}."
+        )
     if mode == "limits" and not fit_offset and not output_min < 0 < output_max:
         raise ConfigError(
-            f"Without offset (fit_offset=False) zero stays at zero, so the output range must contain it, but it is "
-            f"[{output_min}, {output_max}]."
+            "Without offset (fit_offset=False) zero stays at zero, so the output range must "
+            f"contain it, but it is [{output_min}, {output_max}]."
         )
 
 
-def _check_rows(data: Tensor, field: str) -> None:
-    if len(data) == 0:
-        raise DataError(f"Field {field!r} has no values to fit the normalizer on: the data set is empty.")
+def _check_not_empty(data: Tensor, field: str) -> None:
+    if data.numel() == 0:
+        raise DataError(
+            f"Field {field!r} has shape {tuple(data.shape)}, no values to fit the normalizer on: "
+            "the data set is empty."
+        )
+
+
+def _check_finite(data: Tensor, field: str) -> None:
     finite = torch.isfinite(data).all(dim=1)
     if not finite.all():
         bad = torch.nonzero(~finite)[:, 0]
         raise DataError(
-            f"Field {field!r} holds NaN or infinite values in {len(bad)} of {len(data)} rows, the first is row "
-            f"{int(bad[0])}: repair the data set or remove those episodes."
+            f"Field {field!r} holds NaN or infinite values in {len(bad)} of {len(data)} rows, the "
+            f"first is row {int(bad[0])}: repair the data set or remove those episodes."
         )
 
 
 def _params(scale: Tensor, offset: Tensor, stats: Mapping[str, Tensor]) -> nn.ParameterDict:
-    params = nn.ParameterDict({"scale": scale, "offset": offset, "input_stats": nn.ParameterDict(dict(stats))})
+    params = nn.ParameterDict(
+        {"scale": scale, "offset": offset, "input_stats": nn.ParameterDict(dict(stats))}
+    )
     return params.requires_grad_(False)
 
 
@@ -298,16 +320,17 @@ def _unnormalize(x: Any, params: nn.ParameterDict, name: str | None = None) -> T
 def _rows(x: Any, params: nn.ParameterDict, name: str | None) -> tuple[Tensor, Tensor, Tensor]:
     """``x`` where ``scale`` is, after the check that its trailing dimensions hold D values."""
     if "scale" not in params:
-        raise NotFittedError("The normalizer is empty: fit it, or load a checkpoint, before using it.")
+        raise NotFittedError(EMPTY)
     scale: Tensor = params["scale"]  # pyright: ignore[reportAssignmentType]
     offset: Tensor = params["offset"]  # pyright: ignore[reportAssignmentType]
     x = _as_tensor(x)
     widths = [math.prod(x.shape[i:]) for i in range(x.ndim + 1)]
     if len(scale) not in widths:
-        subject, of_field = ("The input", "") if name is None else (f"{name!r}", f" of field {name!r}")
+        subject, field = ("The input", "") if name is None else (name, f" of field {name!r}")
         raise ConfigError(
-            f"{subject} has {x.shape[-1] if x.ndim else 1} values per step, but the normalizer{of_field} was fitted "
-            f"on {len(scale)}; use the data (or checkpoint) that belongs to this configuration."
+            f"{subject} has {x.shape[-1] if x.ndim else 1} values per step, but the normalizer"
+            f"{field} was fitted on {len(scale)}; use the data set or the checkpoint that belongs "
+            "to this configuration."
         )
     return x.to(device=scale.device, dtype=scale.dtype), scale, offset
 
@@ -318,4 +341,5 @@ def _as_tensor(x: Any) -> Tensor:
 
 
 def _names(params_dict: nn.ParameterDict) -> str:
-    return f"the fields {sorted(params_dict.keys())}" if len(params_dict) else "no fields (it was not fitted)"
+    names = sorted(params_dict.keys())
+    return f"the fields {names}" if names else "no fields (it was not fitted)"

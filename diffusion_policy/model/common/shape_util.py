@@ -13,6 +13,6 @@ def get_module_device(m: nn.Module) -> torch.device:
 
 @torch.no_grad()
 def get_output_shape(input_shape: Sequence[int], net: nn.Module) -> tuple[int, ...]:
-    """Shape of ``net``'s output for one input of ``input_shape``, both without the batch dimension."""
+    """Shape of ``net``'s output for one input of ``input_shape``; both without the batch."""
     output = net(torch.zeros(1, *input_shape, device=get_module_device(net)))
     return tuple(output.shape[1:])

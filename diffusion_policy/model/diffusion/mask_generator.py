@@ -46,11 +46,13 @@ class DummyMaskGenerator(ModuleAttrMixin):
 class _WindowMaskGenerator(ModuleAttrMixin):
     """What the two generators share: a trajectory of which the first observations are visible.
 
-    The random numbers come from a generator of its own that starts afresh in every call, so they do not disturb the
-    global one; without ``seed`` every call therefore draws the same mask.
+    The random numbers come from a generator of its own that starts afresh in every call, so they do
+    not disturb the global one; without ``seed`` every call therefore draws the same mask.
     """
 
-    def __init__(self, action_dim: int, max_n_obs_steps: int, fix_obs_steps: bool, action_visible: bool):
+    def __init__(
+        self, action_dim: int, max_n_obs_steps: int, fix_obs_steps: bool, action_visible: bool
+    ):
         super().__init__()
         self.action_dim = action_dim
         self.max_n_obs_steps = max_n_obs_steps
@@ -66,7 +68,9 @@ class _WindowMaskGenerator(ModuleAttrMixin):
         if self.fix_obs_steps:
             steps = torch.full((batch,), self.max_n_obs_steps, device=self.device)
         else:
-            steps = torch.randint(1, self.max_n_obs_steps + 1, (batch,), generator=rng, device=self.device)
+            steps = torch.randint(
+                1, self.max_n_obs_steps + 1, (batch,), generator=rng, device=self.device
+            )
         return steps[:, None, None]
 
     def _action_mask(self, time: Tensor, visible_steps: Tensor) -> Tensor:
@@ -104,8 +108,8 @@ class LowdimMaskGenerator(_WindowMaskGenerator):
         B, T, D = shape
         if self.action_dim + self.obs_dim != D:
             raise ConfigError(
-                f"A trajectory has {D} values per step, but the mask generator was built for action_dim="
-                f"{self.action_dim} + obs_dim={self.obs_dim}."
+                f"A trajectory has {D} values per step, but the mask generator was built for "
+                f"action_dim={self.action_dim} + obs_dim={self.obs_dim}."
             )
         time = torch.arange(T, device=self.device)[None, :, None]
         is_action = torch.arange(D, device=self.device) < self.action_dim
@@ -114,7 +118,8 @@ class LowdimMaskGenerator(_WindowMaskGenerator):
 
 
 class KeypointMaskGenerator(_WindowMaskGenerator):
-    """As :class:`LowdimMaskGenerator` for a trajectory [action | key points | context], hiding random key points.
+    """As :class:`LowdimMaskGenerator` for a trajectory [action | key points | context], hiding
+    random key points.
 
     Args:
         action_dim: Da.
@@ -154,8 +159,9 @@ class KeypointMaskGenerator(_WindowMaskGenerator):
         n_keypoints, rest = divmod(D - self.action_dim - self.context_dim, self.keypoint_dim)
         if rest or n_keypoints < 0:
             raise ConfigError(
-                f"A trajectory has {D} values per step, but action_dim={self.action_dim} and context_dim="
-                f"{self.context_dim} leave no whole number of key points of keypoint_dim={self.keypoint_dim}."
+                f"A trajectory has {D} values per step, but action_dim={self.action_dim} and "
+                f"context_dim={self.context_dim} leave no whole number of key points of "
+                f"keypoint_dim={self.keypoint_dim}."
             )
         rng = self._generator(seed)
         time = torch.arange(T, device=self.device)[None, :, None]

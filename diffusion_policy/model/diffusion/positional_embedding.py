@@ -9,14 +9,15 @@ from diffusion_policy.common.errors import ConfigError
 
 
 class SinusoidalPosEmb(nn.Module):
-    """Position (B,) to (B, dim): sines of dim/2 geometric frequencies from 1 to 1/10000, then their cosines."""
+    """Position (B,) to (B, dim): sines of dim/2 geometric frequencies from 1 to 1/10000, then their
+    cosines."""
 
     def __init__(self, dim: int):
         super().__init__()
         if dim < 4 or dim % 2:
             raise ConfigError(
-                f"A sinusoidal embedding of {dim} dimensions was asked for; it needs an even number, at least 4 "
-                "(diffusion_step_embed_dim of a U-Net, n_emb of a transformer)."
+                f"A sinusoidal embedding of {dim} dimensions was asked for; it needs an even "
+                "number, at least 4 (diffusion_step_embed_dim of a U-Net, n_emb of a transformer)."
             )
         self.dim = dim
 

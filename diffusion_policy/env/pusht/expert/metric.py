@@ -53,7 +53,8 @@ class Phase:
         worth_doing: A plan that promises less than this is a stall.
         patience: A trial ends when it is this much worse than its best moment.
         turn_sigma: Spread of the turning rate of pushes, degrees per action.
-        temperature: How readily a slightly worse group of contacts is preferred, units of the metric.
+        temperature: How readily a slightly worse group of contacts is preferred, units of the
+            metric.
     """
 
     fine: bool
@@ -72,7 +73,7 @@ class Phase:
 
 
 def phase_for(block: Pose, style: Style, level: int) -> Phase:
-    """The way of pushing for a T at ``block``; ``level`` counts failed attempts to find progress."""
+    """The way of pushing a T at ``block``; ``level`` counts failed attempts to find progress."""
     cheap = 0.2 if level >= 1 else 1.0
     if goal_coverage(block) <= FINE_FROM:
         return Phase(

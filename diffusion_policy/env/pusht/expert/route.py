@@ -41,11 +41,12 @@ def _escape_curve() -> shapely.LinearRing:
 def _free(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Whether the agent can go straight; (N, 2) and (M, 2) body frame -> bool (N, M)."""
     pairs = np.stack(np.broadcast_arrays(starts[:, None], ends[None]), axis=2)
-    return ~shapely.dwithin(T_SHAPE, shapely.linestrings(pairs), CLEARANCE - 1e-9)
+    too_close = shapely.dwithin(T_SHAPE, shapely.linestrings(pairs), CLEARANCE - 1e-9)
+    return np.logical_not(too_close)
 
 
 def _goes_round(starts: np.ndarray, ends: np.ndarray, turn: int) -> np.ndarray:
-    """Whether a straight step goes around the hub in direction ``turn`` (+1 or -1); -> bool (N, M)."""
+    """Whether a straight step turns around the hub towards ``turn`` (+1, -1); -> bool (N, M)."""
     a, b = starts[:, None] - _HUB, ends[None] - _HUB
     return turn * (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]) >= 0
 
@@ -115,7 +116,7 @@ class RouteMap:
         return ways
 
     def _to(self, goals: np.ndarray):
-        """Per direction: length via each last node, (nodes, goals), and the tree of predecessors."""
+        """Per direction: lengths via each last node, (nodes, goals), and the predecessors."""
         free = _free(self._points, goals)
         steps = np.linalg.norm(self._points[:, None] - goals[None], axis=-1)
         for turn, distance, before in self._trees:
@@ -171,7 +172,10 @@ def pace(points: Sequence[Point], cruise: float, arrival: float) -> list[Point]:
                 speed = min(speed, math.sqrt(limit**2 + 2 * _ACCELERATION * (mark - travelled)))
         travelled = min(travelled + max(speed, 3.0), marks[-1])
         targets.append(
-            (float(np.interp(travelled, marks, path[:, 0])), float(np.interp(travelled, marks, path[:, 1])))
+            (
+                float(np.interp(travelled, marks, path[:, 0])),
+                float(np.interp(travelled, marks, path[:, 1])),
+            )
         )
     return targets
 

@@ -1,9 +1,8 @@
 """A private copy of the table, to try things out."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-from diffusion_policy.env.pusht.geometry import Point, Pose, goal_coverage
+from diffusion_policy.env.pusht.geometry import Point, Pose, Vector, goal_coverage
 from diffusion_policy.env.pusht.world import PushTWorld
 
 
@@ -23,20 +22,22 @@ class Situation(NamedTuple):
 
 def observe(world: PushTWorld) -> Situation:
     """The situation on a table."""
-    agent, block = world.agent, world.block
+    agent_vx, agent_vy = world.agent.velocity
+    block_vx, block_vy = world.block.velocity
     return Situation(
-        tuple(agent.position),
-        tuple(agent.velocity),
-        (*block.position, block.angle),
-        tuple(block.velocity),
-        block.angular_velocity,
+        world.agent_position,
+        (agent_vx, agent_vy),
+        world.block_pose,
+        (block_vx, block_vy),
+        world.block.angular_velocity,
     )
 
 
 class Scratch:
     """Replays what would happen, without touching the table it is about.
 
-    Agrees with the real table up to the contact cache, which cannot be copied: for pushes (not collisions at full
+    Agrees with the real table up to the contact cache, which cannot be copied: for pushes (not
+        collisions at full
     speed) that is far below a pixel.
     """
 
@@ -54,24 +55,24 @@ class Scratch:
         block.position = situation.block[:2]
         block.velocity = situation.block_velocity
         block.angular_velocity = situation.block_spin
-        # A shape that is taken out and put back has no remembered contacts: no memory of the previous trial.
+        # A shape that is taken out and put back has no remembered contacts: no memory of the
+        # previous trial.
         world.space.remove(self._agent_shape)
         world.space.add(self._agent_shape)
 
-    def advance(self, target: Sequence[float]) -> None:
+    def advance(self, target: Vector) -> None:
         """One control period."""
         self._world.advance(target)
 
     @property
     def agent(self) -> Point:
         """Where the agent is."""
-        return tuple(self._world.agent.position)
+        return self._world.agent_position
 
     @property
     def block(self) -> Pose:
         """Where the T is."""
-        body = self._world.block
-        return (*body.position, body.angle)
+        return self._world.block_pose
 
     @property
     def coverage(self) -> float:

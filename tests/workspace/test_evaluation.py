@@ -1,0 +1,109 @@
+"""From a checkpoint file to eval_log.json."""
+
+import json
+
+import dill
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from diffusion_policy.common.errors import CheckpointError
+from diffusion_policy.workspace.evaluation import evaluate
+from diffusion_policy.workspace.train_diffusion_unet_lowdim_workspace import (
+    TrainDiffusionUnetLowdimWorkspace as Workspace,
+)
+
+PUSHT = {
+    "_target_": "diffusion_policy.env_runner.pusht_keypoints_runner.PushTKeypointsRunner",
+    "n_train": 1,
+    "n_train_vis": 0,
+    "n_test": 2,
+    "n_test_vis": 1,
+    "legacy_test": True,
+    "test_start_seed": 100000,
+    "max_steps": 16,
+    "n_obs_steps": 2,
+    "n_action_steps": 8,
+}
+
+
+@pytest.fixture
+def checkpoint(tiny_config, tmp_path):
+    """A checkpoint whose configuration rolls out in Push-T (untrained: what counts is the way there)."""
+    cfg = tiny_config()
+    cfg.task.env_runner = PUSHT
+    workspace = Workspace(cfg, output_dir=str(tmp_path / "run"))
+    from diffusion_policy.config.instantiate import instantiate
+
+    for policy in (workspace.model, workspace.ema_model):
+        policy.set_normalizer(instantiate(cfg.task.dataset).get_normalizer())
+    return workspace.save_checkpoint(use_thread=False)
+
+
+def test_evaluation_writes_metrics_and_videos(checkpoint, tmp_path):
+    out = tmp_path / "eval"
+    out.mkdir()
+    log = evaluate(checkpoint, out, device="cpu")
+    assert json.loads((out / "eval_log.json").read_text()) == log
+    assert list(json.loads((out / "eval_log.json").read_text())) == sorted(log)
+    assert {"train/mean_score", "test/mean_score", "test/sim_max_reward_100001"} <= log.keys()
+    video = out / "media" / log["test/sim_video_100000"].split("/")[-1]
+    assert video.stat().st_size > 500
+
+
+def test_a_score_depends_on_weights_and_seeds_only(checkpoint, tmp_path):
+    """Deterministic mode: the same for 1 and for all environments at a time, for 1 and 2 processes."""
+    scores = []
+    for overrides in (["n_envs=1"], ["n_workers=1"], ["n_envs=2", "n_workers=2"]):
+        log = evaluate(
+            checkpoint,
+            tmp_path,
+            device="cpu",
+            deterministic=True,
+            overrides=[f"task.env_runner.{o}" for o in (*overrides, "n_test_vis=0")],
+        )
+        scores.append(log)
+    assert scores[0] == scores[1] == scores[2]
+
+
+def test_overrides_change_the_saved_configuration(checkpoint, tmp_path):
+    log = evaluate(
+        checkpoint, tmp_path, overrides=["task.env_runner.n_train=0", "task.env_runner.n_test=1"]
+    )
+    assert "train/mean_score" not in log
+    assert "test/sim_max_reward_100001" not in log
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "builtins.eval",
+        "diffusion_policy.common.checkpoint_util.os.system",
+        "diffusion_policy.workspace.base_workspace.BaseWorkspace.create_from_snapshot",
+        "diffusion_policy.workspace.command_line.train",
+        "torch.nn.modules.module.torch.hub.load",
+        "torch.load",
+        "${oc.env:SHELL}",
+    ],
+)
+def test_a_configuration_inside_a_checkpoint_cannot_name_arbitrary_code(
+    checkpoint, tmp_path, target
+):
+    payload = torch.load(checkpoint, pickle_module=dill, weights_only=False)
+    OmegaConf.set_struct(payload["cfg"], False)
+    payload["cfg"].policy.model = {"_target_": target, "command": f"touch {tmp_path}/pwned"}
+    torch.save(payload, tmp_path / "evil.ckpt", pickle_module=dill)
+    with pytest.raises(CheckpointError, match=r"policy\.model.*--trust-checkpoint"):
+        evaluate(tmp_path / "evil.ckpt", tmp_path)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_one_s_own_classes_need_the_word_of_the_user(checkpoint, tmp_path):
+    payload = torch.load(checkpoint, pickle_module=dill, weights_only=False)
+    payload["cfg"].task.env_runner = {"_target_": "toys.ToyRunner"}
+    torch.save(payload, tmp_path / "own.ckpt", pickle_module=dill)
+    with pytest.raises(CheckpointError, match=r"toys\.ToyRunner"):
+        evaluate(tmp_path / "own.ckpt", tmp_path)
+    assert "test/mean_score" in evaluate(tmp_path / "own.ckpt", tmp_path, trust=True)
