@@ -79,7 +79,7 @@ def tiny_overrides(tiny_pusht_zarr) -> list[str]:
         f"task.dataset.zarr_path={tiny_pusht_zarr}",
         "task.dataset.val_ratio=0.2",
         "task.dataset.max_train_episodes=null",
-        "task.env_runner={_target_: toys.ToyRunner}",
+        "task.env_runner._target_=toys.ToyRunner",
     ]
 
 

@@ -8,9 +8,9 @@ from diffusion_policy.env_runner.base_lowdim_runner import BaseLowdimRunner
 class ToyRunner(BaseLowdimRunner):
     """Scores a policy by its actions on fixed observations, in an instant, without environments."""
 
-    def __init__(self, output_dir: str, obs_dim: int = 20, n_obs_steps: int = 2):
+    def __init__(self, output_dir: str, **_options_of_real_runners):
         super().__init__(output_dir)
-        self.obs = torch.linspace(0, 500, n_obs_steps * obs_dim).reshape(1, n_obs_steps, obs_dim)
+        self.obs = torch.linspace(0, 500, 2 * 20).reshape(1, 2, 20)
 
     def run(self, policy) -> dict[str, float]:
         generator = [torch.Generator().manual_seed(0)]
@@ -19,5 +19,5 @@ class ToyRunner(BaseLowdimRunner):
 
 
 class NotARunner:
-    def __init__(self, output_dir: str):
+    def __init__(self, output_dir: str, **_options_of_real_runners):
         pass

@@ -53,6 +53,26 @@ def draw_text(
         v += height * line_spacing
 
 
+def draw_action_marker(img: np.ndarray, action: np.ndarray, window_size: float = 512) -> None:
+    """Draw a position target as a red cross, in place.
+
+    Args:
+        img: Square RGB image.
+        action: x and y, in px of a window of ``window_size``.
+        window_size: Side of the window the image shows.
+    """
+    size = img.shape[0]
+    x, y = (np.asarray(action) / window_size * size).astype(np.int32).tolist()
+    cv2.drawMarker(
+        img,
+        (x, y),
+        color=(255, 0, 0),
+        markerType=cv2.MARKER_CROSS,
+        markerSize=max(1, int(8 / 96 * size)),
+        thickness=max(1, int(1 / 96 * size)),
+    )
+
+
 def get_image_transform(
     input_res: tuple[int, int] = (1280, 720),
     output_res: tuple[int, int] = (640, 480),

@@ -27,14 +27,10 @@ def render_env_video(
     Returns:
         Shape (T, H, W, 3), uint8.
     """
-    import cv2
+    from diffusion_policy.common.cv2_util import draw_action_marker
 
     frames = [env.render_state(state).copy() for state in states]
     if actions is not None:
         for frame, action in zip(frames, actions, strict=True):
-            size = frame.shape[0]
-            x, y = (np.asarray(action) / 512 * size).astype(np.int32).tolist()
-            cv2.drawMarker(
-                frame, (x, y), (255, 0, 0), cv2.MARKER_CROSS, max(1, size // 12), max(1, size // 96)
-            )
+            draw_action_marker(frame, action)
     return np.stack(frames)

@@ -11,6 +11,7 @@ import logging
 import math
 import numbers
 import pathlib
+import warnings
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,7 @@ from numcodecs import Blosc
 from numcodecs.abc import Codec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
+from zarr.errors import ZarrUserWarning
 from zarr.storage import LocalStore
 
 from diffusion_policy.common.errors import ConfigError, DataError
@@ -125,7 +127,9 @@ def arrays_in(group: Any) -> dict[str, Any]:
     if isinstance(group, dict):
         return group
     try:
-        return dict(sorted(group.arrays()))
+        with warnings.catch_warnings():  # what a killed writer left half-made is simply no array
+            warnings.simplefilter("ignore", ZarrUserWarning)
+            return dict(sorted(group.arrays()))
     except UNREADABLE as error:
         raise DataError(
             f"{store_name(group)}: the .zarray file of an array is not readable ({error}); it is "

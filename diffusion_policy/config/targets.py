@@ -32,12 +32,12 @@ SAFE_FUNCTIONS = ("diffusion_policy.model",)
 
 
 def check_targets(cfg: DictConfig, source: str | pathlib.Path) -> None:
-    """Refuses a configuration that names anything outside of the safe packages.
+    """Refuses a resolved configuration that names anything outside of the safe packages.
 
     Raises:
         CheckpointError: names the first such target and where it stands.
     """
-    container = OmegaConf.to_container(cfg, resolve=False)
+    container = OmegaConf.to_container(cfg, resolve=True)
     for path, target in _targets(container):
         if not _is_safe(target):
             raise CheckpointError(

@@ -14,6 +14,7 @@ from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.json_logger import iter_json_log
 from diffusion_policy.workspace.run_logger import INFO_NAME, LOG_NAME, MEDIA_NAME
 
+AXES = ("global_step", "epoch")
 SCORE_KEY = re.compile(r"(?P<group>.+)/mean_score")
 EPISODE_KEY = re.compile(r"(?P<group>.+)/sim_(?P<what>max_reward|video)_(?P<seed>\d+)")
 
@@ -125,25 +126,22 @@ class _Table:
 
     def add(self, row: dict[str, Any], step: int) -> None:
         for key, value in row.items():
-            if key not in ("global_step", "epoch") and not EPISODE_KEY.fullmatch(key):
+            if "/" in key:
+                self.evaluation = row
+                if "/sim_" in key:  # one of many episodes, not a curve
+                    continue
+            if key not in AXES:
                 self.values.setdefault(key, {})[step] = value
         self.epoch_ends[row.get("epoch", 0)] = step
         self.last = row
-        if any("/" in key for key in row):
-            self.evaluation = row
 
     def train_loss_means(self) -> dict[int, float]:
         """The last record of a finished epoch holds the mean of its losses, not a batch's loss."""
         losses = self.values.get("train_loss", {})
         ends = list(self.epoch_ends.values())
-        in_progress = len(ends) > 1 and _length(ends, -1) < _length(ends, 1)
-        return {
-            step: losses[step] for step in ends[: -1 if in_progress else None] if step in losses
-        }
-
-
-def _length(epoch_ends: list[int], index: int) -> int:
-    return epoch_ends[index] - epoch_ends[index - 1]
+        if len(ends) < 2 or ends[-1] - ends[-2] < ends[0] - min(losses, default=0) + 1:
+            ends.pop()  # shorter than the first: still in progress
+        return {step: losses[step] for step in ends if step in losses}
 
 
 def _read_log(folder: pathlib.Path) -> _Table:

@@ -152,7 +152,7 @@ class BaseWorkspace:
         for name, data in payload["pickles"].items():
             wanted = include_keys is None or name in include_keys
             if wanted and name != "_output_dir":
-                setattr(self, name, safe_loads(data, trust=trust))
+                setattr(self, name, safe_loads(data, trust, f"{name} of the checkpoint"))
 
     def _load_state(self, name: str, state: dict, **kwargs: Any) -> None:
         target = getattr(self, name, None)

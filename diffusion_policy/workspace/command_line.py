@@ -6,10 +6,11 @@ import shlex
 import sys
 from collections.abc import Iterator
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 import diffusion_policy.config
-from diffusion_policy.common.errors import DiffusionPolicyError
+from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError
+from diffusion_policy.config.resolvers import resolve
 
 CONFIG_DIR = pathlib.Path(diffusion_policy.config.__file__).parent
 
@@ -32,10 +33,8 @@ def train(cfg: DictConfig) -> None:
 
     with errors_as_sentences():
         # Resolved once and for all: every ${now:} then means the same moment.
-        OmegaConf.resolve(cfg)
+        resolve(cfg)
         if "_target_" not in cfg:
-            from diffusion_policy.common.errors import ConfigError
-
             raise ConfigError("the configuration has no _target_, the workspace class to run")
         workspace = hydra.utils.get_class(cfg._target_)(cfg)
         try:

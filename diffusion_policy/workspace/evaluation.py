@@ -8,13 +8,13 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-import diffusion_policy.config  # noqa: F401  registers the resolvers that configs use
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.device import resolve_device
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.media import VideoFile
 from diffusion_policy.common.safe_pickle import load_payload
 from diffusion_policy.config.instantiate import instantiate
+from diffusion_policy.config.resolvers import resolve
 from diffusion_policy.config.targets import check_targets
 from diffusion_policy.workspace.base_workspace import BaseWorkspace
 
@@ -49,6 +49,7 @@ def load_workspace(
     """
     payload = load_payload(checkpoint, trust=trust)
     cfg: DictConfig = payload["cfg"]
+    resolve(cfg)  # before the check: an interpolation can hide a target
     if not trust:
         check_targets(cfg, source=checkpoint)
     with open_dict(cfg):

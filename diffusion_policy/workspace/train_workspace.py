@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
-from diffusion_policy.common.checkpoint_util import TopKCheckpointManager
+from diffusion_policy.common.checkpoint_util import TopKCheckpointManager, link_or_copy
 from diffusion_policy.common.device import resolve_device
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.pytorch_util import dict_apply
@@ -115,6 +115,7 @@ class TrainWorkspace(BaseWorkspace):
     # ---- the life of a run -----------------------------------------------------------------------
 
     def run(self) -> None:
+        os.makedirs(self.output_dir, exist_ok=True)
         self.device = resolve_device(self.cfg.training.device)
         self.model.to(self.device)
         if self.ema_model is not None:
@@ -346,7 +347,7 @@ class TrainWorkspace(BaseWorkspace):
         metrics = {key.replace("/", "_"): value for key, value in step_log.items()}
         topk_path = self.topk.propose(metrics)
         self.resume_state = {
-            "log_bytes": self.run_logger.flush(),
+            "log_bytes": self.run_logger.sync(),
             "rng": get_rng_state(),
             "optimizer_steps": self.lr_scheduler.last_epoch,
             "ema_steps": self.ema.optimization_step if self.ema is not None else None,

@@ -629,7 +629,7 @@ def test_the_operation_log_of_the_original_is_reproduced(backend, log, episodes)
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory, episodes) -> pathlib.Path:
-    """The stores of golden/c_zarr and two more, written by us in the way the original wrote them."""
+    """The stores of golden/c_zarr and two more, written by us as the original wrote them."""
     folder = tmp_path_factory.mktemp("layouts")
     in_memory, in_zarr = ReplayBuffer.create_empty_numpy(), ReplayBuffer.create_empty_zarr()
     grow = ReplayBuffer.create_from_path(folder / "grow.zarr", mode="a")

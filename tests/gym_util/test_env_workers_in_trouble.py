@@ -40,6 +40,11 @@ class Trouble(gym.Env):
             sys.exit(3)
         if action[0] == 4:
             time.sleep(1000)
+        if action[0] == 5 and os.fork() > 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif action[0] == 5:  # like a simulator server, it outlives the worker and holds its pipe
+            time.sleep(5)
+            os._exit(0)
         return np.zeros(1, np.float32), 0.0, False, False, {}
 
     def pid(self):
@@ -74,6 +79,7 @@ def workers_left():
         (1, r"was killed by signal 9 \(SIGKILL\)"),
         (2, "ended with exit code 7"),
         (3, "ended with exit code 3"),
+        (5, r"was killed by signal 9 \(SIGKILL\)"),
     ],
 )
 def test_a_worker_that_dies_in_a_step_is_reported_with_its_exit_code(env, action, reason):

@@ -138,6 +138,10 @@ def test_steps_end_without_an_automatic_reset(make):
         assert truncated.tolist() == [t >= 5] * 5
         assert [info["t"] for info in infos] == [t] * 5
     assert env.reset()[0]["nested"][0].tolist() == [0] * 5
+    _, rewards, terminated, truncated, _ = env.step(np.full((1, 1), 0.5), active=[2])
+    assert rewards.tolist() == [0, 0, 0.5, 0, 0]  # nothing is left of the last episodes
+    assert not terminated.any()
+    assert not truncated.any()
 
 
 @pytest.mark.parametrize("active", [[1, 4], [4, 1], [False, True, False, False, True]])

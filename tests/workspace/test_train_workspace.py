@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
 from diffusion_policy.common.errors import CheckpointError, ConfigError, NonFiniteLossError
 from diffusion_policy.common.safe_pickle import load_payload
@@ -194,8 +195,7 @@ def test_gradient_accumulation_steps_every_nth_batch(tiny_config, tmp_path):
     cfg = tiny_config("training.gradient_accumulate_every=2", "training.num_epochs=1")
     workspace = Workspace(cfg, output_dir=str(tmp_path))
     steps = []
-    step = workspace.optimizer.step
-    workspace.optimizer.step = lambda *a: steps.append(workspace.global_step) or step(*a)
+    workspace.optimizer.register_step_post_hook(lambda *_: steps.append(workspace.global_step))
     workspace.run()
     assert steps == [s for s in range(len(read_log(tmp_path))) if s % 2 == 0]
 
@@ -226,8 +226,8 @@ def test_a_score_that_is_not_measured_skips_the_top_k(tiny_config, tmp_path, cap
         ("task.action_dim=3", r"action.*2 values per step.*action_dim=3"),
         ("horizon=15", r"horizon"),
         ("n_action_steps=30", r"horizon"),
-        ("task.env_runner={_target_: toys.NotARunner}", r"env_runner is a NotARunner"),
-        ("task.dataset={_target_: torch.nn.Identity}", r"dataset is a Identity"),
+        ("task.env_runner._target_=toys.NotARunner", r"env_runner is a NotARunner"),
+        ("task.dataset._target_=torch.nn.Identity", r"dataset is a Identity"),
         (
             "policy._target_=diffusion_policy.policy.nothing.Here",
             r"diffusion_policy\.policy\.nothing",
@@ -283,7 +283,7 @@ def only_plain(value):
         assert value is None or type(value) in (int, float, str, bytes, bool), type(value)
 
 
-# ---- the original's own runs ----------------------------------------------------------------------
+# ---- the original's own runs ---------------------------------------------------------------------
 
 
 def reference_run(golden, tmp_path, monkeypatch):
@@ -296,7 +296,9 @@ def test_a_reference_run_gives_the_reference_losses(golden, tmp_path, monkeypatc
     """The same seed gives the loss curve, the scores and the errors that the original logged."""
     run = reference_run(golden, tmp_path, monkeypatch)
     cfg = load_payload(run / "checkpoints" / "latest.ckpt")["cfg"]
-    cfg.task.env_runner.noise = "batch"  # rollouts draw from the global generator, as they did
+    OmegaConf.update(
+        cfg, "task.env_runner.noise", "batch", force_add=True
+    )  # rollouts draw from the global generator, as they did
     train(cfg, tmp_path / "run")
     expected = [json.loads(line) for line in (run / "logs.json.txt").read_text().splitlines()]
     ours = read_log(tmp_path / "run")

@@ -74,32 +74,31 @@ def goal_coverage(block_pose: Vector, goal_pose: Vector = GOAL_POSE) -> float:
 
 def _clip(polygon: list[Point], rectangle: Sequence[Point]) -> list[Point]:
     """Cut a convex polygon down to an axis-aligned rectangle (Sutherland & Hodgman 1974)."""
-    xs, ys = [p[0] for p in rectangle], [p[1] for p in rectangle]
-    for axis, bound, sign in (
-        (0, min(xs), 1.0),
-        (0, max(xs), -1.0),
-        (1, min(ys), 1.0),
-        (1, max(ys), -1.0),
-    ):
+    (x0, y0), (x1, y1) = min(rectangle), max(rectangle)
+    for axis, bound, sign in ((0, x0, 1.0), (0, x1, -1.0), (1, y0, 1.0), (1, y1, -1.0)):
         polygon = _cut(polygon, axis, bound, sign)
+        if not polygon:
+            break
     return polygon
 
 
 def _cut(polygon: list[Point], axis: int, bound: float, sign: float) -> list[Point]:
     """Keep the part of a convex polygon where ``sign * (coordinate - bound) >= 0``."""
     distances = [sign * (p[axis] - bound) for p in polygon]
-    if all(d >= 0 for d in distances):
+    if min(distances) >= 0:
         return polygon
+    if max(distances) < 0:
+        return []
     kept: list[Point] = []
-    for i, (point, d) in enumerate(zip(polygon, distances, strict=True)):
-        before, d_before = polygon[i - 1], distances[i - 1]
+    before, d_before = polygon[-1], distances[-1]
+    for point, d in zip(polygon, distances, strict=True):
         if (d >= 0) != (d_before >= 0):
             t = d_before / (d_before - d)
-            kept.append(
-                (before[0] + t * (point[0] - before[0]), before[1] + t * (point[1] - before[1]))
-            )
+            (bx, by), (px, py) = before, point
+            kept.append((bx + t * (px - bx), by + t * (py - by)))
         if d >= 0:
             kept.append(point)
+        before, d_before = point, d
     return kept
 
 

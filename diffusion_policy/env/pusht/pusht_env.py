@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 _GOAL_COLOR = (144, 238, 144)  # LightGreen
 _WHITE = (255, 255, 255)
-_MARKER_COLOR = (255, 0, 0)
 _TELEOP_GRAB_DISTANCE = 30  # px between mouse and agent
 RENDER_MODES = ("human", "rgb_array")
 
@@ -252,7 +251,7 @@ class PushTEnv(gym.Env):
             self._show(canvas)
         frame = self._to_image(canvas)
         if self.render_action and self.latest_action is not None:
-            self._draw_marker(frame, self.latest_action)
+            self._mark(frame, self.latest_action)
         return frame
 
     def render_state(self, state: Vector) -> np.ndarray:
@@ -290,19 +289,11 @@ class PushTEnv(gym.Env):
         small = cv2.resize(bgrx, (self.render_size, self.render_size))
         return np.ascontiguousarray(small[..., 2::-1])
 
-    def _draw_marker(self, frame: np.ndarray, action: np.ndarray) -> None:
-        import cv2
+    @staticmethod
+    def _mark(frame: np.ndarray, action: np.ndarray) -> None:
+        from diffusion_policy.common.cv2_util import draw_action_marker
 
-        size = self.render_size
-        x, y = (np.asarray(action) / self.window_size * size).astype(np.int32).tolist()
-        cv2.drawMarker(
-            frame,
-            (x, y),
-            color=_MARKER_COLOR,
-            markerType=cv2.MARKER_CROSS,
-            markerSize=max(1, int(8 / 96 * size)),
-            thickness=max(1, int(1 / 96 * size)),
-        )
+        draw_action_marker(frame, action, table.WINDOW_SIZE)
 
     def _show(self, canvas: pygame.Surface) -> None:
         import pygame

@@ -55,7 +55,7 @@ class PushTImageEnv(PushTEnv):
             "image": np.moveaxis(frame / np.float32(255), -1, 0).astype(np.float32),
         }
         if self.latest_action is not None:
-            self._draw_marker(frame, self.latest_action)
+            self._mark(frame, self.latest_action)
         self.render_cache = frame
         return obs
 

@@ -1,0 +1,87 @@
+"""A small but complete run folder, as train.py leaves it: log, videos, checkpoints, hydra files."""
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from diffusion_policy.common.media import VideoFile
+from diffusion_policy.workspace.run_logger import RunLogger
+
+CONFIG = """\
+name: train_diffusion_unet_lowdim
+task_name: ${task.name}
+horizon: 16
+note: <script>alert("config")</script>
+training:
+  seed: 42
+  num_epochs: 4
+task:
+  name: pusht_lowdim
+"""
+
+HYDRA = """\
+hydra:
+  job: {name: train, config_name: demo_pusht}
+  overrides:
+    hydra: ['hydra.run.dir=outputs/demo', 'hydra.mode=RUN', 'hydra.verbose=true']
+  runtime:
+    config_sources:
+    - {path: hydra.conf, schema: pkg, provider: hydra}
+    - {path: /somewhere/my configs, schema: file, provider: command-line}
+"""
+
+
+def write_video(path: pathlib.Path, n_frames: int = 20, size: int = 64) -> None:
+    """A dot that moves over a white square, 10 frames per second."""
+    import av
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=10)
+        stream.width = stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for i in range(n_frames):
+            image = np.full((size, size, 3), 255, np.uint8)
+            image[20:30, i : i + 10] = (65, 105, 225)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """make_run(n_epochs=4, evaluate=True, n_videos=2) -> folder of a run in ``tmp_path``."""
+
+    def make(name="demo run", n_epochs=4, n_steps=5, evaluate=True, n_videos=2) -> pathlib.Path:
+        folder = tmp_path / name
+        (folder / ".hydra").mkdir(parents=True)
+        (folder / ".hydra" / "config.yaml").write_text(CONFIG)
+        (folder / ".hydra" / "overrides.yaml").write_text("- training.seed=42\n- 'x=a b'\n")
+        (folder / ".hydra" / "hydra.yaml").write_text(HYDRA)
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "latest.ckpt").write_bytes(b"x" * 2_500_000)
+        with RunLogger(folder, {"mode": "disabled"}, {}) as logger:
+            for epoch in range(n_epochs):
+                for i in range(n_steps):
+                    step = epoch * n_steps + i
+                    record = {"train_loss": 1 / (step + 1), "global_step": step, "epoch": epoch}
+                    record["lr"] = 1e-4
+                    if i == n_steps - 1:
+                        record |= {"val_loss": 2 / (step + 1), "train_action_mse_error": 3.0}
+                        if evaluate:
+                            record |= evaluation(folder, epoch, n_videos)
+                    logger.log(record, step)
+        return folder
+
+    def evaluation(folder, epoch, n_videos) -> dict:
+        scores = {10000: 0.25 * epoch, 10001: 1.0, 10002: 0.125}
+        record = {f"test/sim_max_reward_{seed}": score for seed, score in scores.items()}
+        record |= {"test/mean_score": sum(scores.values()) / 3}
+        record |= {"train/sim_max_reward_0": 0.75, "train/mean_score": 0.75}
+        for seed in list(scores)[:n_videos]:
+            path = folder / "media" / f"{epoch}_{seed}.mp4"
+            write_video(path)
+            record[f"test/sim_video_{seed}"] = VideoFile(str(path))
+        return record
+
+    return make

@@ -1,0 +1,290 @@
+"""The page: what it says, that it is safe and self-contained, and what it says when it cannot."""
+
+import base64
+import html.parser
+import io
+import json
+import os
+import re
+import shutil
+
+import av
+import pytest
+from click.testing import CliRunner
+
+from diffusion_policy.common.errors import DataError, DiffusionPolicyError
+from diffusion_policy.report.__main__ import main
+from diffusion_policy.report.build import build_report
+
+VOID = {"meta", "link", "br", "img", "input"}
+
+
+class Document(html.parser.HTMLParser):
+    """Parses a page strictly: tags must nest. Collects attributes and text."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.elements, self.text = [], [], ""
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("script", "style"):
+            self.text += f" {data}"
+
+    def all(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.elements if name == tag]
+
+    def urls(self) -> list[str]:
+        return [a[k] for _, a in self.elements for k in ("src", "href", "poster") if k in a]
+
+
+def build(folder, **kwargs) -> Document:
+    return Document(build_report(folder, folder / "report.html", **kwargs).read_text())
+
+
+def test_the_page_shows_scores_time_config_command_and_checkpoints(make_run):
+    folder = make_run()
+    (folder / "run_info.json").write_text(
+        json.dumps({"seconds": 4980.0, "sessions": 2, "machine": {"cpu": "Abacus 3"}})
+    )
+    page = build(folder)
+    text = " ".join(page.text.split())
+    assert "demo run" in text
+    assert "train_diffusion_unet_lowdim · pusht_lowdim · seed 42" in text
+    assert "Final score 0.625 test/mean_score · epoch 3 · 3 episodes" in text
+    assert "Best score 0.625 test/mean_score · epoch 3" in text
+    assert "Epochs 4 of 4 · 20 steps" in text
+    assert "Training time 1 h 23 min in 2 sessions" in text
+    assert "Training loss 0.05 mean of the last full epoch" in text
+    assert "Abacus 3" in text
+    assert "latest.ckpt 2.5 MB" in text
+    assert (
+        "python train.py --config-name=demo_pusht '--config-dir=/somewhere/my configs' "
+        "training.seed=42 'x=a b' hydra.verbose=true" in text
+    )
+    for title in ("Score", "Loss", "Action error on a training batch", "Learning rate"):
+        assert title in text
+    assert len([a for a in page.all("figure") if a.get("class") == "chart"]) == 4
+
+
+def test_the_configuration_is_there_word_by_word(make_run):
+    folder = make_run()
+    page = build_report(folder, folder / "report.html").read_text()
+    block = re.search(r"<details>.*<pre>(.*)</pre></details>", page, re.DOTALL)
+    assert block is not None
+    shown = html.unescape(re.sub(r"</?i>", "", block[1]))
+    assert shown == (folder / ".hydra" / "config.yaml").read_text()
+
+
+def test_the_page_asks_the_network_for_nothing(make_run):
+    page = build(make_run())
+    assert page.urls()
+    for url in page.urls():
+        assert not re.match(r"[a-z]+:", url) or url.startswith("data:"), url
+        assert not url.startswith("//")
+    styles_and_scripts = build_report.__globals__["_resource"]
+    for name in ("report.css", "report.js", "report.html"):
+        assert not re.search(r"https?://|@import|url\(", styles_and_scripts(name))
+    policies = [a["content"] for a in page.all("meta") if a.get("http-equiv")]
+    assert policies[0].startswith("default-src 'none'")
+
+
+def test_videos_of_the_newest_evaluation_are_embedded_whole(make_run):
+    folder = make_run()
+    page = build(folder)
+    videos = page.all("video")
+    assert [v["aria-label"] for v in videos] == ["rollout test 10000", "rollout test 10001"]
+    for video, seed in zip(videos, (10000, 10001), strict=True):
+        kind, content = video["src"].split(",")
+        assert kind == "data:video/mp4;base64"
+        content = base64.b64decode(content, validate=True)
+        assert content == (folder / "media" / f"3_{seed}.mp4").read_bytes()
+        with av.open(io.BytesIO(content)) as container:
+            assert sum(1 for _ in container.decode(video=0)) == 20
+
+
+def test_videos_beyond_the_limit_are_linked_relative_to_the_page(make_run, tmp_path):
+    folder = make_run(n_videos=3)
+    output = tmp_path / "elsewhere" / "report.html"
+    output.parent.mkdir()
+    page = Document(build_report(folder, output, max_videos=1).read_text())
+    assert len(page.all("video")) == 1
+    links = {a["href"] for a in page.all("a") if a["href"].endswith(".mp4")}
+    assert links == {f"../demo%20run/media/3_{seed}.mp4" for seed in (10001, 10002)}
+
+
+def test_videos_that_are_too_large_together_are_linked(make_run, monkeypatch):
+    folder = make_run(n_videos=3)
+    size = (folder / "media" / "3_10000.mp4").stat().st_size
+    monkeypatch.setattr("diffusion_policy.report.build.MAX_VIDEO_BYTES", int(size * 1.5))
+    page = build(folder)
+    assert len(page.all("video")) == 1
+    assert len({a["href"] for a in page.all("a") if a["href"].endswith(".mp4")}) == 2
+
+
+def test_episodes_are_listed_tests_first_with_their_scores(make_run):
+    folder = make_run()
+    page = build_report(folder, folder / "report.html").read_text()
+    rows = re.findall(r"<tr><td>(test|train)</td><td>(\d+)</td><td data-value=\"([^\"]+)\">", page)
+    assert rows == [
+        ("test", "10000", "0.75"),
+        ("test", "10001", "1.0"),
+        ("test", "10002", "0.125"),
+        ("train", "0", "0.75"),
+    ]
+
+
+def test_names_are_escaped_everywhere(make_run):
+    evil = '<script>alert("x")<'  # a file name cannot hold a slash
+    folder = make_run(name=evil)
+    os.rename(folder / "checkpoints" / "latest.ckpt", folder / "checkpoints" / f"{evil}.ckpt")
+    row = {"global_step": 99, "epoch": 9, f"{evil}/mean_score": 0.5}
+    row |= {f"{evil}/sim_max_reward_1": 0.5, "note/x": 1}
+    with (folder / "logs.json.txt").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    for title in (None, "</title><script>alert(1)</script> ${css} $js"):
+        page = build(folder, title=title)
+        assert len(page.all("script")) == 1
+        assert (title or evil) in page.text
+
+
+def test_a_run_in_progress_is_shown_as_far_as_it_is(make_run):
+    folder = make_run()
+    log = folder / "logs.json.txt"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join(lines[:13]) + '{"train_loss": 0.0')
+    text = " ".join(build(folder).text.split())
+    assert "Newest score 0.458 test/mean_score · epoch 1" in text
+    assert "Epochs 3 of 4 · 13 steps" in text
+    assert "Training loss 0.1 mean" in text  # of epoch 1, not the newest batch's
+
+
+def test_a_run_with_only_a_log_is_a_page(make_run, tmp_path):
+    folder = make_run(evaluate=False)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(folder / "logs.json.txt", bare)
+    page = build(bare)
+    assert "Rollouts" not in page.text
+    assert "Episodes" not in page.text
+    assert "Configuration" not in page.text
+    assert "Reproduce" not in page.text
+    assert "Loss" in page.text
+
+
+def test_an_evaluation_without_videos_has_a_table_only(make_run):
+    page = build(make_run(n_videos=0))
+    assert page.all("video") == []
+    assert "Rollouts" not in page.text
+    assert "10002" in page.text
+
+
+def test_not_a_number_leaves_a_gap_and_not_a_broken_page(make_run):
+    folder = make_run(evaluate=False)
+    with (folder / "logs.json.txt").open("a") as file:
+        file.write('{"train_loss": NaN, "global_step": 20, "epoch": 4, "lr": Infinity}\n')
+    page = build_report(folder, folder / "report.html").read_text()
+    curves = re.findall(r' d="([^"]*)"', page)
+    assert curves
+    assert all(re.fullmatch(r"[-\dMLHh ]+", curve) for curve in curves)
+
+
+def test_reference_logs_make_a_page(golden, tmp_path):
+    for source in [*sorted((golden / "j_multirun").iterdir()), golden / "k_checkpoints/bet_lowdim"]:
+        page = Document(build_report(source, tmp_path / "report.html").read_text())
+        assert "Loss" in page.text
+
+
+@pytest.fixture
+def evaluation(make_run, tmp_path):
+    """An output folder of eval.py: path values as written from another working directory."""
+    videos = make_run(name="videos")
+    folder = tmp_path / "eval"
+    (folder / "media").mkdir(parents=True)
+    shutil.copy(videos / "media" / "3_10000.mp4", folder / "media" / "abc.mp4")
+    log = {
+        "test/mean_score": 0.875,
+        "test/sim_max_reward_20000": 0.875,
+        "test/sim_video_20000": "gone/eval/media/abc.mp4",
+        "test/sim_video_20001": "gone/eval/media/missing.mp4",
+        "test/sim_video_20002": "/etc/hostname",
+    }
+    (folder / "eval_log.json").write_text(json.dumps(log))
+    return folder
+
+
+def test_a_separate_evaluation_takes_the_place_of_the_newest_one(make_run, evaluation):
+    folder = make_run()
+    for where in (evaluation, evaluation / "eval_log.json"):
+        page = build(folder, evaluation_dir=where)
+        text = " ".join(page.text.split())
+        assert "Final score 0.875 test/mean_score · eval.py · 3 episodes" in text
+        assert "Best score 0.625" in text
+        assert [v["aria-label"] for v in page.all("video")] == ["rollout test 20000"]
+
+
+def test_an_evaluation_log_in_the_run_folder_is_found(make_run, evaluation):
+    folder = make_run()
+    shutil.copy(evaluation / "eval_log.json", folder)
+    assert "eval.py" in build(folder).text
+
+
+@pytest.mark.parametrize("content", ["", '{"train_loss": 1.0, "glob'])
+def test_a_log_without_a_complete_line_is_one_sentence(tmp_path, content):
+    (tmp_path / "logs.json.txt").write_text(content)
+    with pytest.raises(DataError, match=r"logs\.json\.txt has no complete line yet; wait for"):
+        build_report(tmp_path, tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_a_folder_without_a_log_and_a_missing_folder_are_one_sentence_each(tmp_path):
+    with pytest.raises(DataError, match=r"Cannot read the log .*logs\.json\.txt: No such file"):
+        build_report(tmp_path, tmp_path / "report.html")
+    with pytest.raises(DataError, match="nowhere is not a folder; name the output folder"):
+        build_report(tmp_path / "nowhere", tmp_path / "report.html")
+
+
+def test_a_missing_or_damaged_evaluation_is_one_sentence(make_run, tmp_path):
+    folder = make_run()
+    with pytest.raises(DataError, match=r"Cannot read .*nowhere"):
+        build_report(folder, folder / "report.html", evaluation_dir=tmp_path / "nowhere")
+    (tmp_path / "eval_log.json").write_text("{")
+    with pytest.raises(DataError, match=r"Cannot read .*eval_log\.json"):
+        build_report(folder, folder / "report.html", evaluation_dir=tmp_path)
+
+
+def test_a_page_that_cannot_be_written_is_one_sentence(make_run, tmp_path):
+    folder = make_run(evaluate=False)
+    with pytest.raises(DiffusionPolicyError, match=r"Cannot write the report .*nowhere"):
+        build_report(folder, tmp_path / "nowhere" / "report.html")
+
+
+def test_the_command_line_writes_the_page_and_prints_its_path(make_run, tmp_path):
+    folder = make_run(evaluate=False)
+    output = tmp_path / "r.html"
+    result = CliRunner().invoke(main, [str(folder), "-o", str(output), "--title", "My run"])
+    assert (result.exit_code, result.output) == (0, f"{output}\n")
+    assert "<h1>My run</h1>" in output.read_text()
+    result = CliRunner().invoke(main, [str(folder)])
+    assert result.output == f"{folder / 'report.html'}\n"
+
+
+def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path):
+    result = CliRunner().invoke(main, [str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: Cannot read the log")
+    assert len(result.output.splitlines()) == 1
+    assert "--max-videos" in CliRunner().invoke(main, ["--help"]).output

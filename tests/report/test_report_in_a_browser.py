@@ -1,0 +1,178 @@
+"""The page in a real browser: no errors, videos play, tables sort, charts answer the pointer."""
+
+import contextlib
+import shutil
+import socket
+import subprocess
+import time
+
+import pytest
+import requests
+
+from diffusion_policy.report.build import build_report
+
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+CHROMEDRIVER = shutil.which("chromedriver")
+
+pytestmark = pytest.mark.skipif(
+    not (CHROMIUM and CHROMEDRIVER),
+    reason="needs a browser: apt-get install chromium chromium-driver",
+)
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+class Browser:
+    """The few WebDriver commands the tests need."""
+
+    def __init__(self, server: str, user_data_dir: str):
+        options = {"binary": CHROMIUM, "args": [*FLAGS, f"--user-data-dir={user_data_dir}"]}
+        wanted = {
+            "browserName": "chrome",
+            "goog:chromeOptions": options,
+            "goog:loggingPrefs": {"browser": "ALL"},
+        }
+        self.session = server + "/session"
+        session = self.command("", capabilities={"alwaysMatch": wanted})
+        self.session += f"/{session['sessionId']}"
+
+    def command(self, path: str, **parameters):
+        answer = requests.post(self.session + path, json=parameters, timeout=60).json()["value"]
+        assert not (isinstance(answer, dict) and "error" in answer), answer
+        return answer
+
+    def run(self, script: str):
+        return self.command("/execute/sync", script=script, args=[])
+
+    def wait_for(self, condition: str):
+        deadline = time.monotonic() + 30
+        while not self.run(f"return {condition}"):
+            assert time.monotonic() < deadline, f"never true: {condition}"
+            time.sleep(0.05)
+
+    def devtools(self, command: str, **parameters):
+        return self.command("/goog/cdp/execute", cmd=command, params=parameters)
+
+    def console(self) -> list[str]:
+        return [entry["message"] for entry in self.command("/se/log", type="browser")]
+
+    def quit(self):
+        requests.delete(self.session, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with contextlib.closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    driver = subprocess.Popen(
+        [CHROMEDRIVER, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        server = f"http://127.0.0.1:{port}"
+        for _ in range(300):
+            with contextlib.suppress(requests.ConnectionError):
+                requests.get(server + "/status", timeout=5)
+                break
+            time.sleep(0.1)
+        browser = Browser(server, str(tmp_path_factory.mktemp("chromium")))
+        yield browser
+        browser.quit()
+    finally:
+        driver.terminate()
+        driver.wait(30)
+
+
+@pytest.fixture
+def page(browser, make_run):
+    """The browser showing the report of a run, after which its console must be empty."""
+    folder = make_run()
+    browser.devtools(
+        "Emulation.setDeviceMetricsOverride",
+        width=1280,
+        height=1600,
+        deviceScaleFactor=1,
+        mobile=False,
+    )
+    browser.command("/url", url=build_report(folder, folder / "report.html").as_uri())
+    yield browser
+    assert browser.console() == []
+
+
+def test_videos_play_in_the_page_and_a_button_stops_them(page):
+    page.wait_for("document.querySelectorAll('video').length === 2")
+    page.wait_for("[...document.querySelectorAll('video')].every(v => v.readyState === 4)")
+    page.wait_for("[...document.querySelectorAll('video')].every(v => v.currentTime > 0.1)")
+    assert page.run("return document.querySelector('video').videoWidth") == 64
+    page.run("document.getElementById('play-all').click()")
+    page.wait_for("[...document.querySelectorAll('video')].every(v => v.paused)")
+    page.run("document.querySelector('video').click()")
+    page.wait_for("!document.querySelector('video').paused")
+
+
+def test_the_episode_table_sorts_by_number_both_ways(page):
+    def scores_after_a_click() -> list[float]:
+        page.run(
+            "document.querySelectorAll('table')[0].tHead.querySelectorAll('button')[2].click()"
+        )
+        return page.run(
+            "return [...document.querySelectorAll('table')[0].tBodies[0].rows]"
+            ".map(row => Number(row.cells[2].dataset.value))"
+        )
+
+    assert scores_after_a_click() == [0.125, 0.75, 0.75, 1.0]
+    assert scores_after_a_click() == [1.0, 0.75, 0.75, 0.125]
+
+
+def test_a_chart_tells_the_values_under_the_pointer(page):
+    page.run("document.querySelector('.charts').scrollIntoView()")
+    left, top, width, height = page.run(
+        "const r = document.querySelector('.plot').getBoundingClientRect();"
+        "return [r.left, r.top, r.width, r.height]"
+    )
+    page.devtools(
+        "Input.dispatchMouseEvent", type="mouseMoved", x=left + 0.99 * width, y=top + height / 2
+    )
+    page.wait_for("!document.querySelector('.tip').hidden")
+    tip = page.run("return document.querySelector('.tip').innerText")
+    assert tip.split("\n") == ["step 19", "test/mean_score 0.6250", "train/mean_score 0.7500"]
+
+
+def test_the_page_fits_a_phone(page):
+    page.devtools(
+        "Emulation.setDeviceMetricsOverride",
+        width=375,
+        height=800,
+        deviceScaleFactor=2,
+        mobile=True,
+    )
+    assert page.run("return document.documentElement.scrollWidth") == 375
+    assert page.run("return document.querySelector('.plot .y').getBoundingClientRect().left") > 0
+
+
+def test_dark_mode_is_dark(page):
+    def background(scheme: str) -> str:
+        feature = {"name": "prefers-color-scheme", "value": scheme}
+        page.devtools("Emulation.setEmulatedMedia", features=[feature])
+        return page.run("return getComputedStyle(document.body).backgroundColor")
+
+    assert background("light") == "rgb(250, 250, 248)"
+    assert background("dark") == "rgb(20, 23, 26)"
+
+
+def test_a_hostile_title_runs_nothing(browser, make_run):
+    folder = make_run(evaluate=False)
+    title = "</title><script>document.owned = 1</script><img src=x onerror='document.owned = 1'>"
+    path = build_report(folder, folder / "report.html", title=title)
+    browser.command("/url", url=path.as_uri())
+    assert browser.run("return document.querySelector('h1').textContent") == title
+    assert browser.run("return document.owned ?? null") is None
