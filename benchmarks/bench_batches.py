@@ -16,7 +16,7 @@ from collections.abc import Callable
 import click
 import numpy as np
 import torch
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, default_collate
 
 from diffusion_policy.common.replay_buffer import ReplayBuffer
 from diffusion_policy.dataset.batching import make_dataloader
@@ -67,18 +67,23 @@ def main(zarr_path: pathlib.Path | None, batch_size: int, repeats: int) -> None:
     indices = torch.randperm(len(dataset))[:batch_size].tolist()
     whole = seconds_per_call(lambda: dataset.get_batch(indices), repeats)
     one_by_one = seconds_per_call(lambda: default_collate([dataset[i] for i in indices]), repeats)
-    loader = make_dataloader(dataset, batch_size=batch_size, shuffle=True)
-    epoch = seconds_per_call(lambda: sum(1 for _ in loader), 3)
+    options = {"batch_size": batch_size, "shuffle": True}
+    plain, ours = DataLoader(dataset, **options), make_dataloader(dataset, **options)
+    plain_epoch, our_epoch = (
+        seconds_per_call(lambda loader=loader: sum(1 for _ in loader), 3) / len(loader)
+        for loader in (plain, ours)
+    )
 
     print(f"{source}: {len(dataset)} windows of {dataset.horizon} steps, batch {batch_size}")
     print(f"{'':34}{'ms per batch':>14}{'samples/s':>14}{'ratio':>8}")
     rows = [
-        ("__getitem__ + default_collate", one_by_one),
-        ("get_batch", whole),
-        ("make_dataloader, shuffled", epoch / len(loader)),
+        ("__getitem__ + default_collate", one_by_one, one_by_one),
+        ("get_batch", whole, one_by_one),
+        ("an epoch of torch's DataLoader", plain_epoch, plain_epoch),
+        ("an epoch of make_dataloader", our_epoch, plain_epoch),
     ]
-    for name, seconds in rows:
-        rate, ratio = batch_size / seconds, one_by_one / seconds
+    for name, seconds, reference in rows:
+        rate, ratio = batch_size / seconds, reference / seconds
         print(f"{name:34}{seconds * 1e3:14.3f}{rate:14,.0f}{ratio:8.1f}")
 
 

@@ -39,7 +39,9 @@ def straightforward(unet: ConditionalUnet1D) -> ConditionalUnet1D:
     return unet
 
 
-def seconds(functions: dict[str, Callable[[], object]], repeats: int, device: str) -> dict[str, float]:
+def seconds(
+    functions: dict[str, Callable[[], object]], repeats: int, device: str
+) -> dict[str, float]:
     """Median wall time of each function; they take turns, so that a busy machine hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(repeats + 1):

@@ -74,7 +74,7 @@ def test_a_mistake_is_one_sentence_and_a_non_zero_exit(tmp_path, override, sente
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [(None, "does not exist"), (b"", "empty"), (b"PK\x03\x04 but no more", "damaged")],
+    [(None, "no checkpoint"), (b"", "empty"), (b"PK\x03\x04 but no more", "incomplete")],
 )
 def test_eval_of_a_bad_checkpoint_is_one_sentence(tmp_path, content, sentence):
     path = tmp_path / "latest.ckpt"

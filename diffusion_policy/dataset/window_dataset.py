@@ -104,9 +104,8 @@ class LowdimWindowDataset(BaseLowdimDataset):
 
     def __getitem__(self, idx: int) -> dict[str, Tensor]:
         """One window; a copy, so that changing it does not change the data."""
-        return {
-            key: torch.tensor(value) for key, value in self.sampler.sample_sequence(idx).items()
-        }
+        window = self.sampler.sample_sequence(idx)
+        return {key: torch.from_numpy(value.copy()) for key, value in window.items()}
 
     def get_batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
         """Several windows in one gather, ``{'obs': (B, horizon, Do), 'action': ...}``."""

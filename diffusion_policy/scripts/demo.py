@@ -31,7 +31,7 @@ def run_script(name: str, *arguments: str) -> None:
 @click.option("--n-test", default=50, show_default=True, help="Unseen environments to evaluate in.")
 @click.argument("overrides", nargs=-1)
 def main(run_dir: str, config_name: str, n_test: int, overrides: tuple[str, ...]) -> None:
-    from diffusion_policy.report import build_report
+    from diffusion_policy.report.build import build_report
 
     start = time.monotonic()
     run_script("train.py", f"--config-name={config_name}", f"hydra.run.dir={run_dir}", *overrides)
@@ -45,7 +45,9 @@ def main(run_dir: str, config_name: str, n_test: int, overrides: tuple[str, ...]
         f"task.env_runner.n_test={n_test}",
         "task.env_runner.n_test_vis=6",
     )
-    report = build_report(pathlib.Path(run_dir), pathlib.Path(run_dir) / "report.html")
+    report = build_report(
+        pathlib.Path(run_dir), pathlib.Path(run_dir) / "report.html", evaluation_dir=evaluation
+    )
     result = json.loads((evaluation / "eval_log.json").read_text())
     click.secho(f"\ntest/mean_score {result['test/mean_score']:.3f}", bold=True, nl=False)
     click.echo(f" over {n_test} unseen environments (an untrained policy gets about 0.16)")

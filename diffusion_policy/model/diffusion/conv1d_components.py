@@ -9,16 +9,17 @@ class ShortConv1d(nn.Conv1d):
     """``nn.Conv1d`` that computes short sequences on the CPU as one matrix product.
 
     Same parameters, same result up to rounding. The windows of the sequence are laid out next to
-    each other, so that the weights are used as they lie in memory. The library routine is made for
-    long sequences: for the 4 to 16 steps of an action sequence it takes 2 to 5 times as long for a
-    single sample, and 1.2 to 2.7 times in training at the deepest level of a U-Net
-    (``benchmarks/bench_sampling_unet.py``). Stride and padding are integers; no dilation, no
-    groups.
+    each other in the order in which the weights lie in memory. The library routines are made for
+    long sequences: measured on two CPU cores at the 4 to 8 steps of the deeper levels of a U-Net,
+    they take 2 to 5 times as long for a single sample and, at 4 steps, 1.2 to 2.7 times in
+    training (whole networks: ``benchmarks/bench_sampling_unet.py``). Stride and padding are
+    integers; no dilation, no groups.
     """
 
     def forward(self, input: Tensor) -> Tensor:
         kernel, stride, padding = self.kernel_size[0], self.stride[0], int(self.padding[0])
         steps = (input.shape[-1] + 2 * padding - kernel) // stride + 1
+        # Where the product was the faster one, see above; elsewhere the routine is.
         few_rows = len(input) * steps <= 32
         if input.device.type != "cpu" or not (few_rows or (steps <= 4 and kernel > 1)):
             return super().forward(input)
