@@ -5,7 +5,9 @@
 The policy is replaced by random actions around the T, so that only environments and their
 communication are measured. Every form plays the same 300 steps in every environment from start-up
 to close; none of them finishes an episode early, which would only help the grouped form (it leaves
-finished environments alone). The forms take turns; the table shows medians.
+finished environments alone). The forms take turns; the table shows medians. CPU seconds, of all
+processes together, tell the forms apart on a busy machine too, where many processes get more of it
+than few and wall times mislead.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import psutil
 
 from diffusion_policy.env_runner.pusht_keypoints_runner import make_env
 from diffusion_policy.gym_util.async_vector_env import AsyncVectorEnv, usable_cores
@@ -48,12 +51,17 @@ FORMS: dict[str, Callable[[], Any]] = {
 }
 
 
-def measure(make: Callable[[], Any]) -> tuple[float, float, float]:
-    """Seconds for start-up, for one policy step of all environments, and for the whole
-    evaluation.
-    """
+def cpu_seconds() -> float:
+    """Processor time used so far by this process and its living children."""
+    me = psutil.Process()
+    times = [p.cpu_times() for p in (me, *me.children(recursive=True))]
+    return sum(t.user + t.system for t in times)
+
+
+def measure(make: Callable[[], Any]) -> tuple[float, float, float, float]:
+    """Start-up, one step of all environments, the whole evaluation, and its processor time (s)."""
     rng = np.random.RandomState(0)
-    begin = time.perf_counter()
+    cpu, begin = cpu_seconds(), time.perf_counter()
     env = make()
     obs, _ = env.reset(seed=100_000)
     started = time.perf_counter()
@@ -66,15 +74,16 @@ def measure(make: Callable[[], Any]) -> tuple[float, float, float]:
         finished = bool(truncated.all())
     stepped = time.perf_counter()
     assert finished, "an episode ended early: the forms did not do the same work"
+    cpu = cpu_seconds() - cpu
     env.close()
     end = time.perf_counter()
-    return started - begin, (stepped - started) / n_ticks, end - begin
+    return started - begin, (stepped - started) / n_ticks, end - begin, cpu
 
 
 def main() -> None:
     """Measure all forms and print the table."""
     measure(FORMS["no workers (SyncVectorEnv)"])  # imports
-    times: dict[str, list[tuple[float, float, float]]] = {name: [] for name in FORMS}
+    times: dict[str, list[tuple[float, ...]]] = {name: [] for name in FORMS}
     for _ in range(ROUNDS):
         for name, make in FORMS.items():
             times[name].append(measure(make))
@@ -83,13 +92,14 @@ def main() -> None:
     ours = next(iter(medians.values()))
     print(f"{N_ENVS} Push-T environments, {MAX_STEPS} steps each, {usable_cores()} cores;")
     print("in brackets: how many times as long as the first row\n")
-    print(f"{'':36}{'start-up':>16}{'per tick':>19}{'whole':>18}")
-    for name, (start, tick, whole) in medians.items():
+    print(f"{'':36}{'start-up':>16}{'per tick':>19}{'whole':>18}{'CPU':>18}")
+    for name, (start, tick, whole, cpu) in medians.items():
         print(
             f"{name:36}"
             f"{start:8.2f} s ({start / ours[0]:4.1f}x)"
             f"{tick * 1e3:8.1f} ms ({tick / ours[1]:4.1f}x)"
             f"{whole:8.2f} s ({whole / ours[2]:4.1f}x)"
+            f"{cpu:8.2f} s ({cpu / ours[3]:4.1f}x)"
         )
 
 

@@ -27,7 +27,7 @@ from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.replay_buffer import ReplayBuffer
 from diffusion_policy.workspace.command_line import errors_as_sentences
 
-BLOCK = 1 << 20  # bytes
+BLOCK = 1 << 16  # bytes; so many can be lost when a connection breaks
 TIMEOUT = 30  # seconds without a byte
 
 
@@ -80,23 +80,24 @@ def content_digest(buffer: ReplayBuffer) -> str:
     return digest.hexdigest()
 
 
-def verify_content(path: pathlib.Path, published: PublishedData) -> None:
-    """Check that a zarr store holds the published data.
+def verify_content(path: pathlib.Path, published: PublishedData, name: object = None) -> None:
+    """Check that a zarr store holds the published data; ``name`` is what messages call it.
 
     Raises:
         DataError: when it cannot be read or holds something else.
     """
+    name = name or path
     store = ReplayBuffer.create_from_path(path)
     shapes = {key: tuple(array.shape) for key, array in store.items()}
     if shapes != dict(published.shapes) or store.n_episodes != published.n_episodes:
         raise DataError(
-            f"{path} holds {store.n_episodes} episodes with arrays {shapes}, the published data has "
+            f"{name} holds {store.n_episodes} episodes with arrays {shapes}, the published data "
             f"{published.n_episodes} with {dict(published.shapes)}; remove it and download again"
         )
     keys = [key for key in published.shapes if key != "img"]
     if content_digest(ReplayBuffer.copy_from_path(path, keys=keys)) != published.digest:
         raise DataError(
-            f"{path} does not hold the numbers that were published; remove it and download again"
+            f"{name} does not hold the numbers that were published; remove it and download again"
         )
 
 
@@ -119,14 +120,24 @@ def download(url: str, path: pathlib.Path) -> None:
     except requests.RequestException as error:
         have = partial.stat().st_size if partial.exists() else 0
         raise DataError(
-            f"{url} could not be downloaded ({error}); check the connection and run the same command "
-            f"again, it continues after the {have} bytes that have arrived"
+            f"{url} could not be downloaded ({_reason(error)}); check the connection and run the "
+            f"same command again, it continues after the {have} bytes that have arrived"
         ) from error
     except OSError as error:
         raise DataError(
-            f"{partial} could not be written ({error.strerror or error}); free some space and run the "
-            f"same command again, it continues where it stopped"
+            f"{partial} could not be written ({error.strerror or error}); free some space and run "
+            f"the same command again, it continues where it stopped"
         ) from error
+
+
+def _reason(error: requests.RequestException) -> str:
+    if isinstance(error, requests.HTTPError) and error.response is not None:
+        return f"the server says {error.response.status_code} {error.response.reason}"
+    if isinstance(error, requests.exceptions.ChunkedEncodingError):
+        return "the connection broke"
+    if isinstance(error, (requests.ConnectionError, requests.Timeout)):
+        return "no connection to the server"
+    return str(error)
 
 
 def _receive(url: str, partial: pathlib.Path) -> None:
@@ -168,8 +179,8 @@ def verify_checksum(path: pathlib.Path, sha256: str) -> None:
     if found != sha256.lower():
         path.unlink()
         raise DataError(
-            f"{path} has the SHA-256 checksum {found}, expected {sha256}; it was removed, run the same "
-            f"command again"
+            f"{path} has the SHA-256 checksum {found}, expected {sha256}; it was removed, run the "
+            f"same command again"
         )
 
 
@@ -190,11 +201,12 @@ def unzip(archive: pathlib.Path, folder: pathlib.Path) -> None:
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         archive.unlink()
         raise DataError(
-            f"{archive} is not a readable zip file ({error}); it was removed, run the same command again"
+            f"{archive} is not a readable zip file ({error}); it was removed, run the same command "
+            f"again"
         ) from error
     except OSError as error:
         raise DataError(
-            f"{archive} could not be extracted to {folder.parent} ({error.strerror or error}); free "
+            f"{archive} could not be unpacked in {folder.parent} ({error.strerror or error}); free "
             f"some space and run the same command again"
         ) from error
 
@@ -204,8 +216,8 @@ def _check_member(archive: pathlib.Path, member: zipfile.ZipInfo) -> None:
     is_link = stat.S_ISLNK(member.external_attr >> 16)
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", str(path)) or is_link:
         raise DataError(
-            f"{archive} holds {member.filename!r}, which would be written outside of the data folder; "
-            f"do not trust this archive"
+            f"{archive} holds {member.filename!r}, which would be written outside of the data "
+            f"folder; nothing was unpacked, do not trust this archive"
         )
 
 
@@ -245,18 +257,18 @@ def fetch(
     with tempfile.TemporaryDirectory(prefix=".unzip-", dir=output_dir) as folder:
         unzip(archive, pathlib.Path(folder))
         unpacked = pathlib.Path(folder, published.store)
-        if not unpacked.exists():
-            raise DataError(
-                f"{archive} does not hold {published.store}; is {url} the right address?"
-            )
-        verify_content(unpacked, published)
+        try:
+            if not unpacked.exists():
+                raise DataError(f"{url} does not hold {published.store}; is the address right?")
+            verify_content(unpacked, published, name=url)
+        finally:
+            archive.unlink()
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(unpacked, target)
-    archive.unlink()
     return target
 
 
-@click.command(help=__doc__.replace("\n\n", "\n\n\b\n", 1))
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n", 1))
 @click.argument("name", type=click.Choice(sorted(DATA)))
 @click.option(
     "--output-dir", default="data", show_default=True, type=click.Path(path_type=pathlib.Path)
