@@ -260,6 +260,12 @@ def test_arrays_that_disagree_with_the_episode_ends_are_named(ends):
         ReplayBuffer(root)
 
 
+def test_episode_ends_that_go_back_are_named():
+    root = {"data": {}, "meta": {"episode_ends": np.array([4, 9, 5, 12])}}
+    with pytest.raises(DataError, match="episode 2 ends before it begins"):
+        ReplayBuffer(root)
+
+
 # ---- saving and loading --------------------------------------------------------------------------
 
 

@@ -102,6 +102,13 @@ def test_data_on_disk_keep_their_workers():
     assert loader.persistent_workers
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="memory is pinned for a GPU only")
+def test_a_pinned_batch_is_still_an_indexed_batch():
+    (batch, *_) = make_dataloader(Whole(), batch_size=4, pin_memory=True)
+    assert isinstance(batch, IndexedBatch)
+    assert batch.batch["x"].is_pinned()
+
+
 @pytest.mark.parametrize("has_gpu", [False, True])
 def test_memory_is_pinned_only_where_there_is_a_gpu(monkeypatch, has_gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
