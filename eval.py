@@ -10,7 +10,7 @@ Writes eval_log.json (every metric, every video's path) and media/ into the outp
 import click
 
 
-@click.command(help=__doc__.replace("\n\n", "\n\n\b\n"))
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("-c", "--checkpoint", required=True, help="The .ckpt file.")
 @click.option("-o", "--output_dir", required=True, help="Where results go.")
 @click.option(

@@ -1,6 +1,6 @@
 """How long `python train.py --help` takes, against importing what training itself needs.
 
-    python benchmarks/bench_startup.py
+python benchmarks/bench_startup.py
 """
 
 import pathlib

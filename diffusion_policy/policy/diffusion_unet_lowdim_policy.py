@@ -94,9 +94,8 @@ class DiffusionUnetLowdimPolicy(BaseLowdimPolicy):
         self.oa_step_convention = oa_step_convention
         self.legacy_ddpm_steps = legacy_ddpm_steps
         self.kwargs = kwargs
-        if num_inference_steps is None:
-            num_inference_steps = noise_scheduler.config.num_train_timesteps
-        self.num_inference_steps: int = num_inference_steps
+        n_train: int = noise_scheduler.config.num_train_timesteps
+        self.num_inference_steps = n_train if num_inference_steps is None else num_inference_steps
 
     # ---- shared by inference and training --------------------------------------------------------
 

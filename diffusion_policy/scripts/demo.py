@@ -1,4 +1,4 @@
-"""The demo: train on the embedded Push-T demonstrations, evaluate in unseen environments, show the result.
+"""The demo: train on the embedded Push-T demonstrations, evaluate, show the result.
 
     python -m diffusion_policy.scripts.demo --run-dir data/outputs/demo_pusht
 
@@ -17,7 +17,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 
 
 def run_script(name: str, *arguments: str) -> None:
-    """Runs one of the top-level command lines, as a user would; ends with its exit code if it fails."""
+    """Runs a top-level command line, as a user would; ends with its exit code if it fails."""
     command = [sys.executable, str(REPOSITORY / name), *arguments]
     click.secho("$ python " + " ".join([name, *arguments]), fg="cyan")
     code = subprocess.call(command)
@@ -25,7 +25,7 @@ def run_script(name: str, *arguments: str) -> None:
         sys.exit(code)
 
 
-@click.command(help=__doc__.replace("\n\n", "\n\n\b\n"))
+@click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("--run-dir", default="data/outputs/demo_pusht", show_default=True)
 @click.option("--config-name", default="demo_pusht", show_default=True)
 @click.option("--n-test", default=50, show_default=True, help="Unseen environments to evaluate in.")

@@ -100,7 +100,7 @@ class BaseWorkspace:
         return str(path.absolute())
 
     def wait_for_checkpoints(self) -> None:
-        """Returns when all checkpoint files are in place; raises the error of a write that failed."""
+        """Returns when all checkpoint files are in place; raises what went wrong with one."""
         writing, self._writing = self._writing, []
         for future in writing:
             future.result()

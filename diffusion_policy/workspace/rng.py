@@ -13,12 +13,12 @@ import torch
 
 def get_rng_state() -> dict[str, Any]:
     """State of the generators of torch (CPU and every CUDA device), numpy and Python."""
-    algorithm, keys, position, has_gauss, cached_gaussian = np.random.get_state()
+    numpy_state = np.random.get_state(legacy=False)
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {
         "torch": _to_bytes(torch.get_rng_state()),
         "cuda": [_to_bytes(state) for state in cuda],
-        "numpy": (algorithm, keys.tolist(), position, has_gauss, cached_gaussian),
+        "numpy": _plain(numpy_state),
         "python": random.getstate(),
     }
 
@@ -29,9 +29,14 @@ def set_rng_state(state: dict[str, Any]) -> None:
     if torch.cuda.is_available():
         for device, cuda_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
             torch.cuda.set_rng_state(_from_bytes(cuda_state), device)
-    algorithm, keys, *rest = state["numpy"]
-    np.random.set_state((algorithm, np.array(keys, dtype=np.uint32), *rest))
+    np.random.set_state(state["numpy"])
     random.setstate(state["python"])
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray) else value
 
 
 def _to_bytes(state: torch.Tensor) -> bytes:

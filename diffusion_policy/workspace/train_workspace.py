@@ -19,7 +19,7 @@ import hydra
 import numpy as np
 import torch
 import torch.nn.functional as F
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
 
 from diffusion_policy.common.checkpoint_util import TopKCheckpointManager, link_or_copy
@@ -244,7 +244,7 @@ class TrainWorkspace(BaseWorkspace):
         return RunLogger(
             self.output_dir,
             self.cfg.logging,
-            config=OmegaConf.to_container(self.cfg, resolve=True),
+            config=self.cfg,
             resume_bytes=log_bytes,
         )
 
@@ -253,7 +253,8 @@ class TrainWorkspace(BaseWorkspace):
         self.sampling_indices: list[int] | None = self.resume_state.get("sampling_indices")
         self.sampling_batch: dict[str, Any] | None = None
         if self.sampling_indices is not None:
-            batch = self.train_loader.dataset.__getitems__(self.sampling_indices).batch
+            dataset: Any = self.train_loader.dataset
+            batch = dataset.__getitems__(self.sampling_indices).batch
             self.sampling_batch = self.to_device(batch)
         self.restore_topk()
         if "rng" in self.resume_state:
@@ -321,7 +322,7 @@ class TrainWorkspace(BaseWorkspace):
         policy.train()
         return log
 
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> dict[str, Any]:
         """Mean loss over the validation batches; nothing when there are none."""
         losses: list[torch.Tensor] = []
         max_steps = self.settings.max_val_steps
@@ -336,7 +337,7 @@ class TrainWorkspace(BaseWorkspace):
             losses.append(self.validation_loss(self.to_device(batch)))
             if max_steps is not None and i >= max_steps - 1:
                 break
-        return {"val_loss": torch.stack(losses).mean().item()} if losses else {}
+        return {"val_loss": float(torch.stack(losses).mean())} if losses else {}
 
     # ---- checkpoints -----------------------------------------------------------------------------
 

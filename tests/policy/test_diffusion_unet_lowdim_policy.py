@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from diffusion_policy.model.diffusion.conditional_unet1d import ConditionalUnet1D
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.model.common.normalizer import LinearNormalizer
+from diffusion_policy.model.diffusion.conditional_unet1d import ConditionalUnet1D
 from diffusion_policy.policy.diffusion_unet_lowdim_policy import DiffusionUnetLowdimPolicy
 
 MODES = {
