@@ -46,7 +46,7 @@ lint: install-dev
 	$(BIN)/pyright
 
 test: lint system-packages
-	$(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 bench: install-dev
 	@for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done

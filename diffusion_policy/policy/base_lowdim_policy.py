@@ -1,36 +1,7 @@
-"""What every policy on low-dimensional observations looks like to the rest of the house."""
+"""Base class of policies on low-dimensional observations."""
 
-import torch
-
-from diffusion_policy.model.common.module_attr_mixin import ModuleAttrMixin
-from diffusion_policy.model.common.normalizer import LinearNormalizer
-
-# One generator for the whole batch, or one per row: a row's noise then depends on its own generator
-# only.
-Generators = torch.Generator | list[torch.Generator] | None
+from diffusion_policy.policy.base_policy import BasePolicy
 
 
-class BaseLowdimPolicy(ModuleAttrMixin):
-    """Maps a window of low-dimensional observations to a chunk of actions."""
-
-    def predict_action(
-        self, obs_dict: dict[str, torch.Tensor], generator: Generators = None
-    ) -> dict[str, torch.Tensor]:
-        """Predicts the next actions.
-
-        Args:
-            obs_dict: ``obs`` (B, >= n_obs_steps, Do) in raw units; only the first n_obs_steps are
-                used.
-            generator: source of the policy's noise; None is torch's global generator.
-
-        Returns:
-            ``action`` (B, n_action_steps, Da) in raw units, to be executed; methods add more.
-        """
-        raise NotImplementedError
-
-    def reset(self) -> None:
-        """Forgets the past; called before each group of episodes. Stateless policies do nothing."""
-
-    def set_normalizer(self, normalizer: LinearNormalizer) -> None:
-        """Takes over (a copy of) the normalizer fitted on the training data."""
-        raise NotImplementedError
+class BaseLowdimPolicy(BasePolicy):
+    """Observations are one vector per step: ``obs`` (B, >= n_obs_steps, Do)."""

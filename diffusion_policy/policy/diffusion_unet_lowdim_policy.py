@@ -11,7 +11,8 @@ from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.model.common.normalizer import LinearNormalizer
 from diffusion_policy.model.diffusion.conditional_unet1d import ConditionalUnet1D
 from diffusion_policy.model.diffusion.mask_generator import LowdimMaskGenerator
-from diffusion_policy.policy.base_lowdim_policy import BaseLowdimPolicy, Generators
+from diffusion_policy.policy.base_lowdim_policy import BaseLowdimPolicy
+from diffusion_policy.policy.base_policy import Generators
 from diffusion_policy.policy.diffusion import Denoiser, ForwardProcess, reverse_process
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from diffusion_policy.env.pusht.expert.contacts import Push, possible_pushes
 from diffusion_policy.env.pusht.expert.metric import SURE_SUCCESS, Phase, Style, phase_for
-from diffusion_policy.env.pusht.expert.route import RouteMap, pace
+from diffusion_policy.env.pusht.expert.route import RouteMap, Way, pace
 from diffusion_policy.env.pusht.expert.scratch import Scratch, Situation
 from diffusion_policy.env.pusht.geometry import Point
 
@@ -70,7 +70,6 @@ class Planner:
     _level: int = 0  # how many times in a row no progress was found
     _maps: dict[float, RouteMap] = field(default_factory=dict)
     _tolerated_motion: float = _TOUCH_TOLERANCE
-    _turn_bias: float = 0.0
 
     def plan(self, now: Situation) -> Plan | None:
         """The next push, or None if there is none that helps (even when trying harder)."""
@@ -129,8 +128,6 @@ class Planner:
 
     def _search(self, now: Situation, phase: Phase, before: float) -> Plan | None:
         self._face(now)
-        # One direction round the T for all finalists; the other is longer, but not always refused.
-        self._turn_bias = self.rng.logistic(0, _DETOUR_TEMPERATURE) / 2
         pushes = possible_pushes(now.block, phase.speed, self._level)
         walks = self._map(now, 9.0).lengths(np.array([p.start for p in pushes]))
         trials = [
@@ -256,7 +253,7 @@ class Planner:
             ways = self._map(now, inflation).ways(push.start)
             if not ways:
                 continue
-            way = min(ways, key=lambda way: way.length + way.turn * self._turn_bias)
+            way = self._pick_way(ways)
             targets = pace(way.points, speed, 0.7 * phase.speed)
             if phase.fine:
                 targets.append(targets[-1])  # arrive before touching
@@ -266,6 +263,10 @@ class Planner:
             if _moved(now, self.scratch) <= self._tolerated_motion:
                 return targets
         return None
+
+    def _pick_way(self, ways: list[Way]) -> Way:
+        """Mostly the shorter way round the T."""
+        return ways[_draw(self.rng, np.array([w.length for w in ways]), _DETOUR_TEMPERATURE)]
 
     def _trace(self, now: Situation, walk: list[Point], push: Push, phase: Phase) -> "_Trace":
         """Simulate walk and push, noting everything after each push action."""

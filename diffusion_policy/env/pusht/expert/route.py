@@ -53,11 +53,10 @@ def _goes_round(starts: np.ndarray, ends: np.ndarray, turn: int) -> np.ndarray:
 
 @dataclass
 class Way:
-    """A way in world coordinates, from the agent to a point; ``turn``: +1 or -1, round the T."""
+    """A way in world coordinates, from the agent to a point."""
 
     length: float
     points: list[Point]
-    turn: int
 
 
 class RouteMap:
@@ -93,13 +92,13 @@ class RouteMap:
     def lengths(self, goals: np.ndarray) -> np.ndarray:
         """Length of the shorter way to each goal (world, (N, 2)); inf where there is none."""
         goals = np.array(to_local(goals.tolist(), self._block))
-        return np.min([length.min(axis=0) for _, length, _ in self._to(goals)], axis=0)
+        return np.min([length.min(axis=0) for length, _ in self._to(goals)], axis=0)
 
     def ways(self, goal: Point) -> list[Way]:
         """The shortest way in either direction, the shorter one first; may be empty."""
         local = np.array(to_local([goal], self._block))
         ways = []
-        for turn, length, before in self._to(local):
+        for length, before in self._to(local):
             last = int(np.argmin(length[:, 0]))
             if not math.isfinite(length[last, 0]):
                 continue
@@ -110,21 +109,21 @@ class RouteMap:
                 node = int(before[node])
             if self._escape_length:
                 chain.append(self._agent)
-            ways.append(Way(float(length[last, 0]), chain[::-1], turn))
+            ways.append(Way(float(length[last, 0]), chain[::-1]))
         ways.sort(key=lambda way: way.length)
         if len(ways) == 2 and ways[0].points == ways[1].points:
             ways.pop()
         return ways
 
     def _to(self, goals: np.ndarray):
-        """Per turn: the turn, lengths via each last node (nodes, goals), and the predecessors."""
+        """Per turn: lengths via each last node, (nodes, goals), and the predecessors."""
         free = _free(self._points, goals)
         steps = np.linalg.norm(self._points[:, None] - goals[None], axis=-1)
         for turn, distance, before in self._trees:
             allowed = free & _goes_round(self._points, goals, turn)
             allowed[0] = free[0]  # a straight way is a way in either direction
             total = np.where(allowed, steps, np.inf) + distance[:, None] + self._escape_length
-            yield turn, total, before
+            yield total, before
 
 
 def _shortest_paths(steps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
