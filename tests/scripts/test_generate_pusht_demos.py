@@ -12,7 +12,7 @@ from click.testing import CliRunner
 
 from diffusion_policy.common.errors import EnvWorkerError
 from diffusion_policy.common.replay_buffer import ReplayBuffer
-from diffusion_policy.env.pusht.expert.episode import Recording
+from diffusion_policy.env.pusht.expert.episode import Recording, record_episode
 from diffusion_policy.env.pusht.geometry import goal_coverage
 from diffusion_policy.env.pusht.pusht_env import PushTEnv
 from diffusion_policy.env.pusht.pusht_keypoints_env import BLOCK_KEYPOINTS
@@ -27,9 +27,9 @@ def run(*args):
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("demos") / "one_worker.zarr.zip"
-    result = run("-o", path, "-n", 3, "--seed", 5, "--workers", 1)
+    result = run("-o", path, "-n", 2, "--seed", 5, "--workers", 1)
     assert result.exit_code == 0, result.output
-    assert "3 episodes kept, 0 failures dropped (success rate 100.0%)" in result.output
+    assert "2 episodes kept, 0 failures dropped (success rate 100.0%)" in result.output
     return path
 
 
@@ -53,8 +53,8 @@ def check_layout(path: pathlib.Path) -> ReplayBuffer:
 
 def test_generated_stores_have_the_published_layout(generated):
     buffer = check_layout(generated)
-    assert buffer.n_episodes == 3
-    for i in range(3):
+    assert buffer.n_episodes == 2
+    for i in range(2):
         start, _ = PushTEnv(legacy=script.is_legacy(i)).reset(seed=i)
         first = buffer.get_episode(i)["state"][0]
         np.testing.assert_array_equal(first, start.astype(np.float32))
@@ -62,7 +62,7 @@ def test_generated_stores_have_the_published_layout(generated):
 
 def test_two_workers_write_the_same_bytes_as_one(generated, tmp_path):
     path = tmp_path / "two_workers.zarr.zip"
-    assert run("-o", path, "-n", 3, "--seed", 5, "--workers", 2).exit_code == 0
+    assert run("-o", path, "-n", 2, "--seed", 5, "--workers", 2).exit_code == 0
     assert path.read_bytes() == generated.read_bytes()
 
 
@@ -153,20 +153,28 @@ def test_the_embedded_demonstrations_are_many(embedded):
 
 
 def test_the_embedded_demonstrations_reach_the_goal(embedded):
-    arrived = []
+    coverage = []
     for i in range(embedded.n_episodes):
-        # The hand is disturbed, so the last stored action only nearly is what was executed: in the
-        # last quarter second of an episode the T must be all but there, and following the action
-        # for a moment must finish it.
-        last = embedded.get_episode(i)
+        episode = embedded.get_episode(i)
+        (before, state), action = episode["state"][-2:], episode["action"][-1]
         env = PushTEnv()
-        env.reset(options={"reset_to_state": last["state"][-1]})
-        env.agent.velocity = tuple((last["state"][-1, :2] - last["state"][-2, :2]) / 0.1)
-        rewards = [env.step(last["action"][-1])[1] for _ in range(3)]
-        arrived.append(max(rewards) * 0.95)
-    arrived = np.array(arrived)
-    assert np.mean(arrived >= 0.93) >= 0.95
-    assert np.mean(arrived) > 0.94
+        env.reset(options={"reset_to_state": state})
+        env.agent.velocity = tuple(((state - before)[:2] / 0.1).tolist())
+        # The executed action was disturbed and the stored one is not, so it may take a moment more.
+        reached = []
+        for _ in range(3):
+            env.step(action)
+            reached.append(goal_coverage(env.step(None)[4]["block_pose"]))
+        coverage.append(max(reached))
+    assert np.mean(np.array(coverage) >= 0.95) >= 0.95
+    assert min(coverage) > 0.9
+
+
+def test_the_embedded_demonstrations_are_what_the_expert_does(embedded):
+    stored = embedded.get_episode(1)
+    again = record_episode(env_seed=1, expert_seed=0, legacy=script.is_legacy(1), max_steps=20)
+    for key, values in again.data.items():
+        np.testing.assert_allclose(values, stored[key][:20], atol=1e-3)
 
 
 def test_the_embedded_key_points_belong_to_the_embedded_states(embedded):
