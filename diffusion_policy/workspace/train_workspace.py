@@ -300,7 +300,7 @@ class TrainWorkspace(BaseWorkspace):
         return record | step_log.means()
 
     def learning_rate(self) -> dict[str, float]:
-        return {"lr": self.lr_scheduler.get_last_lr()[0]}
+        return {"lr": float(self.lr_scheduler.get_last_lr()[0])}
 
     def last_checkpoint(self) -> str | None:
         path = self.get_checkpoint_path()
