@@ -22,6 +22,11 @@ Vector = Sequence[float] | np.ndarray  # of whatever length the text says
 BAR: tuple[Point, ...] = ((-60.0, 30.0), (60.0, 30.0), (60.0, 0.0), (-60.0, 0.0))
 STEM: tuple[Point, ...] = ((-15.0, 30.0), (-15.0, 120.0), (15.0, 120.0), (15.0, 30.0))
 T_PARTS = (BAR, STEM)
+# Middle and half diagonal of each part: parts farther apart than their half diagonals are disjoint.
+PART_CIRCLES: tuple[tuple[Point, float], ...] = (
+    ((0.0, 15.0), math.hypot(60.0, 15.0)),
+    ((0.0, 75.0), math.hypot(15.0, 45.0)),
+)
 # The bar's and the stem's outer corners and the two inner ones, once around.
 OUTLINE: tuple[Point, ...] = (
     (-60.0, 0.0),
@@ -65,10 +70,11 @@ def goal_coverage(block_pose: Vector, goal_pose: Vector = GOAL_POSE) -> float:
         block_angle - goal_angle,
     )
     area = 0.0
-    for part in T_PARTS:
-        corners = to_world(part, relative)
-        for goal_part in T_PARTS:
-            area += _area(_clip(corners, goal_part))
+    for part, (middle, radius) in zip(T_PARTS, PART_CIRCLES, strict=True):
+        (middle,) = to_world([middle], relative)
+        for goal_part, (goal_middle, goal_radius) in zip(T_PARTS, PART_CIRCLES, strict=True):
+            if math.dist(middle, goal_middle) < radius + goal_radius:
+                area += _area(_clip(to_world(part, relative), goal_part))
     return area / T_AREA
 
 
