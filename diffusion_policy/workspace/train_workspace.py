@@ -9,6 +9,7 @@ number generators, the position of the learning-rate schedule and of the moving 
 list, and how long the log file was.
 """
 
+import contextlib
 import copy
 import logging
 import os
@@ -125,21 +126,24 @@ class TrainWorkspace(BaseWorkspace):
         self.set_up_schedule()
         self.set_up_evaluation()
         self.apply_debug_limits()
-        with self.open_logger(resuming) as self.run_logger:
+        runner_open = contextlib.closing(self.env_runner)
+        with runner_open, self.open_logger(resuming) as self.run_logger:
             self.continue_where_it_stopped()
             while self.epoch < self.settings.num_epochs:
                 step_log = self.train_epoch()
                 step_log |= self.evaluate_epoch()
                 self.run_logger.log(step_log, step=self.global_step)
-                if self.is_due("checkpoint_every"):
+                if self.is_due("checkpoint_every") or self.is_last_epoch():
                     self.write_checkpoints(step_log)
                 self.global_step += 1
                 self.epoch += 1
             self.wait_for_checkpoints()
-        self.env_runner.close()
 
     def is_due(self, every: str) -> bool:
         return self.epoch % self.settings[every] == 0
+
+    def is_last_epoch(self) -> bool:
+        return self.epoch == self.settings.num_epochs - 1
 
     # ---- set-up ----------------------------------------------------------------------------------
 
@@ -346,7 +350,7 @@ class TrainWorkspace(BaseWorkspace):
         "top-k name."""
         self.wait_for_checkpoints()
         metrics = {key.replace("/", "_"): value for key, value in step_log.items()}
-        topk_path = self.topk.propose(metrics)
+        topk_path = self.topk.propose(metrics) if self.is_due("checkpoint_every") else None
         self.resume_state = {
             "log_bytes": self.run_logger.sync(),
             "rng": get_rng_state(),

@@ -124,6 +124,14 @@ def test_a_finished_run_stays_as_it_is_when_started_again(tiny_config, tmp_path)
     assert (tmp_path / "logs.json.txt").read_bytes() == before
 
 
+def test_the_last_epoch_is_saved_whenever_checkpoints_are_due(tiny_config, tmp_path, caplog):
+    train(tiny_config("training.checkpoint_every=2", "training.num_epochs=2"), tmp_path)
+    payload = unpickled(load_payload(tmp_path / "checkpoints" / "latest.ckpt"))
+    assert payload["pickles"]["epoch"] == 1
+    assert len(list((tmp_path / "checkpoints").glob("epoch=*"))) == 1
+    assert "monitor_key" not in caplog.text
+
+
 def test_resuming_with_more_epochs_runs_the_remaining_ones(tiny_config, tmp_path):
     train(tiny_config(), tmp_path)
     train(tiny_config("training.num_epochs=5"), tmp_path)
