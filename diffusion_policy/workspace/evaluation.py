@@ -53,7 +53,9 @@ def load_workspace(
     if not trust:
         check_targets(cfg, source=checkpoint)
     with open_dict(cfg):
-        cfg.merge_with(OmegaConf.from_dotlist(overrides or []))
+        # Hydra marks new keys with a plus; here every key may be new.
+        changes = [change.lstrip("+") for change in overrides or []]
+        cfg.merge_with(OmegaConf.from_dotlist(changes))
     workspace = hydra.utils.get_class(cfg._target_)(cfg, output_dir=str(output_dir))
     workspace.load_payload(payload, trust=trust)
     return workspace

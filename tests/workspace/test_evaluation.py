@@ -68,7 +68,7 @@ def test_a_score_depends_on_weights_and_seeds_only(checkpoint, tmp_path):
 
 def test_overrides_change_the_saved_configuration(checkpoint, tmp_path):
     log = evaluate(
-        checkpoint, tmp_path, overrides=["task.env_runner.n_train=0", "task.env_runner.n_test=1"]
+        checkpoint, tmp_path, overrides=["task.env_runner.n_train=0", "+task.env_runner.n_test=1"]
     )
     assert "train/mean_score" not in log
     assert "test/sim_max_reward_100001" not in log
