@@ -193,8 +193,8 @@ class BaseWorkspace:
         output_dir: str | None = None,
         trust: bool = False,
     ) -> Self:
-        """A workspace built from the configuration inside a checkpoint, in the checkpoint's "
-        "state."""
+        """A workspace built from the configuration inside a checkpoint, in the checkpoint's
+        state."""
         payload = load_payload(path, trust=trust)
         workspace = cls(payload["cfg"], output_dir=output_dir)
         workspace.load_payload(payload, exclude_keys, include_keys, trust=trust)
@@ -203,8 +203,8 @@ class BaseWorkspace:
     # ---- whole-object snapshots ------------------------------------------------------------------
 
     def save_snapshot(self, tag: str = "latest") -> str:
-        """Pickles the whole workspace, code references and all; for short-lived experiments "
-        "only."""
+        """Pickles the whole workspace, code references and all; for short-lived experiments
+        only."""
         path = pathlib.Path(self.output_dir) / "snapshots" / f"{tag}.pkl"
         atomic_write(path, lambda file: torch.save(self, file, pickle_module=dill))
         return str(path.absolute())

@@ -157,8 +157,7 @@ class TrainWorkspace(BaseWorkspace):
         if not self.cfg.training.resume:
             raise ConfigError(
                 f"{self.output_dir} already holds a run ({path.name}) and training.resume is "
-                "False; set "
-                "training.resume=True to continue it, or choose another hydra.run.dir"
+                "False; set training.resume=True to continue it, or choose another hydra.run.dir"
             )
         self.load_checkpoint(path)
         # Checkpoints are written when an epoch is complete, before the counters move on.
@@ -188,8 +187,8 @@ class TrainWorkspace(BaseWorkspace):
         self.set_up_normalizer(dataset)
 
     def set_up_normalizer(self, dataset: Any) -> None:
-        """Fits the normalizer on the data (also when resuming: the data decides, as it did at "
-        "first)."""
+        """Fits the normalizer on the data (also when resuming: the data decides, as it did at
+        first)."""
         normalizer = dataset.get_normalizer()
         for policy in (self.model, self.ema_model):
             if policy is not None:
@@ -213,8 +212,8 @@ class TrainWorkspace(BaseWorkspace):
             self.ema.optimization_step = self.resume_state.get("ema_steps", self.global_step)
 
     def _optimizer_steps(self) -> int:
-        """How often the optimizer has stepped, for checkpoints of the original that do not say "
-        "so."""
+        """How often the optimizer has stepped, for checkpoints of the original that do not say
+        so."""
         steps = [int(s["step"]) for s in self.optimizer.state.values() if "step" in s]
         return max(steps, default=self.global_step // self.cfg.training.gradient_accumulate_every)
 
@@ -223,16 +222,15 @@ class TrainWorkspace(BaseWorkspace):
         if not isinstance(self.env_runner, BaseLowdimRunner | BaseImageRunner):
             raise ConfigError(
                 f"task.env_runner is a {type(self.env_runner).__name__}; expected a "
-                "BaseLowdimRunner or "
-                "BaseImageRunner"
+                "BaseLowdimRunner or BaseImageRunner"
             )
         self.topk = TopKCheckpointManager(
             save_dir=os.path.join(self.output_dir, "checkpoints"), **self.cfg.checkpoint.topk
         )
 
     def apply_debug_limits(self) -> None:
-        """``training.debug``: two short epochs that visit everything. The schedule stays that of "
-        "the full run."""
+        """``training.debug``: two short epochs that visit everything. The schedule stays that of
+        the full run."""
         self.settings = copy.deepcopy(self.cfg.training)
         if self.settings.debug:
             limits = {"num_epochs": 2, "max_train_steps": 3, "max_val_steps": 3}
@@ -346,8 +344,8 @@ class TrainWorkspace(BaseWorkspace):
     # ---- checkpoints -----------------------------------------------------------------------------
 
     def write_checkpoints(self, step_log: dict[str, Any]) -> None:
-        """Writes the last checkpoint and, if this epoch is among the best, keeps it under its "
-        "top-k name."""
+        """Writes the last checkpoint and, if this epoch is among the best, keeps it under its
+        top-k name."""
         self.wait_for_checkpoints()
         metrics = {key.replace("/", "_"): value for key, value in step_log.items()}
         topk_path = self.topk.propose(metrics) if self.is_due("checkpoint_every") else None
