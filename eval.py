@@ -1,8 +1,9 @@
 """Evaluate a checkpoint: roll its policy out in the environments its configuration names.
 
     python eval.py -c data/outputs/my_run/checkpoints/latest.ckpt -o data/eval
-    python eval.py -c published.ckpt -o data/eval task.env_runner.n_test=100           override
-    anything
+    python eval.py -c published.ckpt -o data/eval task.env_runner.n_test=100
+
+The second one overrides the checkpoint's configuration; anything in it can be overridden.
 
 Writes eval_log.json (every metric, every video's path) and media/ into the output directory.
 """

@@ -1,18 +1,24 @@
 """Train a policy.
 
     python train.py --config-name=train_diffusion_unet_lowdim_workspace
-    python train.py --config-name=demo_pusht training.seed=1 training.device=cpu       override
-    anything
-    python train.py --config-name=demo_pusht hydra.run.dir=data/outputs/my_run         ... again:
-    resumes
-    python train.py --config-dir=. --config-name=published_config.yaml                 a published
-    config
-    python train.py --config-name=demo_pusht --cfg job                                 show it, do
-    not run it
+
+Override anything:
+
+    python train.py --config-name=demo_pusht training.seed=1 training.device=cpu
+
+Name the run directory; the same command again resumes the run:
+
+    python train.py --config-name=demo_pusht hydra.run.dir=data/outputs/my_run
+
+Train from a published configuration; show a configuration without running it:
+
+    python train.py --config-dir=. --config-name=published_config.yaml
+    python train.py --config-name=demo_pusht --cfg job
 
 The run directory (hydra.run.dir) receives .hydra/ (the configuration), logs.json.txt (one line per
-step), checkpoints/, media/ (rollout videos) and wandb/.  `python -m diffusion_policy.report <run
-dir>` makes a page of it.
+step), checkpoints/, media/ (rollout videos) and wandb/. Make a page of it:
+
+    python -m diffusion_policy.report <run directory>
 """
 
 import sys

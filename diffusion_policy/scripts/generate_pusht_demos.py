@@ -1,7 +1,6 @@
 """Let the scripted expert demonstrate Push-T and store what it does.
 
-    python -m diffusion_policy.scripts.generate_pusht_demos -o pusht_demos.zarr.zip -n 300 --seed 0
-    --workers 2
+    python -m diffusion_policy.scripts.generate_pusht_demos -o pusht_demos.zarr.zip -n 300
 
 The store has the layout of the published human demonstrations (without images, which can be
 rendered from the states): ``data/{state,keypoint,action,n_contacts}`` and ``meta/episode_ends``.
