@@ -11,6 +11,7 @@
 The order of the observations is kept: it decides the order of the features of some encoders.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,12 +44,14 @@ class ShapeMeta:
         return {key: shapes[key] for key in self.keys}
 
 
-def parse_shape_meta(shape_meta: Mapping[str, Any]) -> ShapeMeta:
-    """Reads a ``shape_meta`` (a dict or a ``DictConfig``).
+def parse_shape_meta(shape_meta: Mapping[str, Any] | ShapeMeta) -> ShapeMeta:
+    """Reads a ``shape_meta``: a dict or a ``DictConfig``; one that was read already stays as is.
 
     Raises:
         ConfigError: a part is missing, a shape is impossible, or a type unknown.
     """
+    if isinstance(shape_meta, ShapeMeta):
+        return shape_meta
     for part in ("obs", "action"):
         if part not in shape_meta:
             raise ConfigError(
@@ -80,3 +83,78 @@ def _shape(name: str, entry: Mapping[str, Any]) -> Shape:
             f"shape_meta.{name}.shape is {shape}; expected a list of whole numbers above 0"
         )
     return tuple(shape)
+
+
+def check_observations(
+    meta: ShapeMeta, obs: Mapping[str, Any], *, n_leading: int, holder: str, remedy: str
+) -> None:
+    """Compares raw observations with what a shape_meta says about them.
+
+    Args:
+        meta, obs, n_leading, holder, remedy: see :func:`check_shapes`.
+
+    Raises:
+        ConfigError: a key is missing, a shape differs, or an image is neither uint8 nor floats in
+            [0, 1].
+    """
+    check_shapes(meta, obs, n_leading=n_leading, holder=holder, remedy=remedy)
+    for key in meta.rgb:
+        _check_image(obs[key], f"{holder} {key!r}")
+
+
+def check_shapes(
+    meta: ShapeMeta, obs: Mapping[str, Any], *, n_leading: int, holder: str, remedy: str
+) -> None:
+    """Compares the keys and shapes of observations with those of a shape_meta.
+
+    Keys that shape_meta does not name are nobody's business and pass.
+
+    Args:
+        obs: arrays or tensors per key, of shape (leading dimensions, *shape).
+        n_leading: how many leading dimensions (batch, time) there are.
+        holder: what has them, for the message, such as "items of PushTImageDataset hold".
+        remedy: what to do when they differ.
+
+    Raises:
+        ConfigError: a key is missing or a shape differs.
+    """
+    for key, expected in meta.obs.items():
+        if key not in obs:
+            kind = "camera" if key in meta.rgb else "observation"
+            found = ", ".join(map(str, obs)) or "nothing"
+            raise ConfigError(
+                f"shape_meta.obs has the {kind} {key!r}, but {holder} {found}: {remedy}"
+            )
+        shape = tuple(obs[key].shape[n_leading:])
+        if shape != expected:
+            raise ConfigError(
+                f"shape_meta.obs.{key}.shape is {list(expected)}, but {holder} {key!r} of shape "
+                f"{list(shape)}: {remedy}"
+            )
+
+
+def check_encodable(meta: ShapeMeta, obs: Mapping[str, Any]) -> None:
+    """Refuses what no encoder of single steps, ``{key: (N, *shape)}``, could encode.
+
+    Raises:
+        ConfigError: a key is missing, a shape differs, or an image is not of floats.
+    """
+    remedy = "make shape_meta and data agree"
+    check_shapes(meta, obs, n_leading=1, holder="the encoder was given", remedy=remedy)
+    for key in meta.rgb:
+        if not obs[key].is_floating_point():
+            raise ConfigError(
+                f"the encoder was given {key!r} as {obs[key].dtype}; it takes normalised floats: "
+                "divide by 255 and apply the normalizer first"
+            )
+
+
+def _check_image(image: Any, holder_and_key: str) -> None:
+    dtype = str(image.dtype).removeprefix("torch.")
+    advice = "expected uint8, or floats in [0, 1]: convert the images"
+    if dtype != "uint8" and "float" not in dtype:
+        raise ConfigError(f"{holder_and_key} as {dtype}, {advice}")
+    if dtype != "uint8" and math.prod(image.shape):
+        low, high = float(image.min()), float(image.max())
+        if not (low >= 0 and high <= 1):  # a NaN fails too
+            raise ConfigError(f"{holder_and_key} as {dtype} from {low:g} to {high:g}, {advice}")

@@ -1,10 +1,22 @@
 """Arithmetic that a configuration must satisfy, checked when it is read, not an hour into a run."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.common.shape_meta import parse_shape_meta
+
+
+def check_config(cfg: DictConfig) -> None:
+    """All checks; see there for what a configuration must satisfy.
+
+    Raises:
+        ConfigError: a rule is broken.
+    """
+    check_horizon(cfg)
+    check_crops(cfg)
 
 
 def check_horizon(cfg: DictConfig) -> None:
@@ -16,8 +28,8 @@ def check_horizon(cfg: DictConfig) -> None:
     1. all lengths are whole numbers of at least 1 (n_latency_steps: 0);
     2. To <= T: the observed steps are the first ones of the window;
     3. start + Ta <= T: the actions are taken from the predicted window at start = To - 1, the step
-       of the newest observation (start = To for a lowdim U-Net policy with ``oa_step_convention:
-       False``);
+       of the newest observation (start = To for a lowdim U-Net or video policy without
+       ``oa_step_convention: True``);
     4. a U-Net halves its input once per level but the last, so its length (T, or Ta with
        ``pred_action_steps_only``) is a multiple of 2^(len(down_dims) - 1).
 
@@ -43,8 +55,44 @@ def check_horizon(cfg: DictConfig) -> None:
     _check_unet_length(cfg, horizon, n_returned)
 
 
+def check_crops(cfg: DictConfig) -> None:
+    """Checks that every crop is cut from a larger image.
+
+    The crop of the policy, or of its encoder, is smaller in both directions than the images of
+    ``shape_meta``, or than what they are resized to; with ``random_crop: False`` it may be as
+    large. Crops and sizes can be given per camera.
+
+    Args:
+        cfg: a whole, resolved configuration; one without crops passes.
+
+    Raises:
+        ConfigError: a crop is not smaller; the message names the camera and both sizes.
+    """
+    encoder = OmegaConf.select(cfg, "policy.obs_encoder")
+    section, path = (encoder, "policy.obs_encoder") if encoder else (cfg.get("policy"), "policy")
+    if not section or not section.get("crop_shape") or "shape_meta" not in section:
+        return
+    margin = 1 if section.get("random_crop", True) else 0  # random crops need somewhere to move
+    for key, shape in parse_shape_meta(section.shape_meta).rgb.items():
+        crop = _of_camera(section.crop_shape, key)
+        resized = _of_camera(section.get("resize_shape"), key)
+        size = resized or list(shape[1:])
+        origin = f"{path}.resize_shape" if resized else f"shape_meta.obs.{key}.shape"
+        if crop and any(cut + margin > whole for cut, whole in zip(crop, size, strict=True)):
+            raise ConfigError(
+                f"{path}.crop_shape is {crop}, but images {key!r} are {size} (height, width; "
+                f"{origin}) and a crop is smaller; lower it, or set it to null for no crop"
+            )
+
+
+def _of_camera(value: Any, key: str) -> list[int] | None:
+    """A (height, width) that is the same for all cameras, or given for each."""
+    value = value.get(key) if isinstance(value, Mapping | DictConfig) else value
+    return None if value is None else list(value)
+
+
 def _check_actions_fit(cfg: DictConfig, horizon: int, n_obs: int, n_returned: int) -> None:
-    starts_after = _is_lowdim_unet(cfg) and not OmegaConf.select(cfg, "policy.oa_step_convention")
+    starts_after = _may_start_late(cfg) and not OmegaConf.select(cfg, "policy.oa_step_convention")
     start, name = (n_obs, "n_obs_steps") if starts_after else (n_obs - 1, "n_obs_steps - 1")
     if start + n_returned > horizon:
         raise ConfigError(
@@ -72,9 +120,10 @@ def _check_unet_length(cfg: DictConfig, horizon: int, n_returned: int) -> None:
         )
 
 
-def _is_lowdim_unet(cfg: DictConfig) -> bool:
+def _may_start_late(cfg: DictConfig) -> bool:
+    """Whether the policy knows ``oa_step_convention``, which is False where it is not given."""
     target = str(OmegaConf.select(cfg, "policy._target_", default=""))
-    return target.rpartition(".")[2] == "DiffusionUnetLowdimPolicy"
+    return target.rpartition(".")[2] in ("DiffusionUnetLowdimPolicy", "DiffusionUnetVideoPolicy")
 
 
 def _length(cfg: DictConfig, key: str, at_least: int = 1) -> int | None:

@@ -15,7 +15,9 @@ from torch.utils.data import Dataset, default_collate
 from diffusion_policy.model.common.normalizer import LinearNormalizer
 
 
-class _BaseDataset(Dataset):
+class BaseDataset(Dataset):
+    """What both kinds have in common."""
+
     #: Whether items are cut from arrays in memory: worker processes would only cost time then.
     in_memory = False
 
@@ -41,7 +43,7 @@ class _BaseDataset(Dataset):
         return default_collate([self[idx] for idx in indices])
 
 
-class BaseLowdimDataset(_BaseDataset):
+class BaseLowdimDataset(BaseDataset):
     """Base of data sets with low-dimensional observations; itself an empty data set."""
 
     def get_validation_dataset(self) -> "BaseLowdimDataset":
@@ -49,7 +51,7 @@ class BaseLowdimDataset(_BaseDataset):
         return BaseLowdimDataset()
 
 
-class BaseImageDataset(_BaseDataset):
+class BaseImageDataset(BaseDataset):
     """Base of data sets with image observations; itself an empty data set."""
 
     def get_validation_dataset(self) -> "BaseImageDataset":

@@ -7,7 +7,8 @@ import numpy as np
 from diffusion_policy.common.assets import resolve_data_path
 from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.replay_buffer import ReplayBuffer
-from diffusion_policy.dataset.window_dataset import LowdimWindowDataset, check_demonstrations
+from diffusion_policy.dataset.demonstrations import check_demonstrations
+from diffusion_policy.dataset.window_dataset import LowdimWindowDataset
 
 EMBEDDED = "package://diffusion_policy/assets/pusht_demos.zarr.zip"
 
@@ -49,18 +50,13 @@ class PushTLowdimDataset(LowdimWindowDataset):
         val_ratio: float = 0.0,
         max_train_episodes: int | None = None,
     ):
-        path = find_pusht_data(zarr_path)
+        embedded = f"train on the embedded ones with task.dataset.zarr_path={EMBEDDED}"
+        path = find_pusht_data(zarr_path, embedded)
         buffer = ReplayBuffer.copy_from_path(path, keys=[obs_key, state_key, action_key])
         check_demonstrations(buffer, str(path))
         self.replay_buffer = buffer
         keypoints = np.asarray(buffer[obs_key])
-        state = np.asarray(buffer[state_key])
-        if state.ndim != 2 or state.shape[1] < 2:
-            raise DataError(
-                f"{path}: {state_key!r} has shape {state.shape}; (steps, 2 or more) was expected, "
-                f"beginning with the agent's position"
-            )
-        agent_position = state[:, :2]
+        agent_position = agent_positions(buffer, state_key, path)
         obs = np.concatenate([keypoints.reshape(len(keypoints), -1), agent_position], axis=-1)
         super().__init__(
             obs,
@@ -76,8 +72,12 @@ class PushTLowdimDataset(LowdimWindowDataset):
         )
 
 
-def find_pusht_data(zarr_path: str | pathlib.Path) -> pathlib.Path:
+def find_pusht_data(zarr_path: str | pathlib.Path, embedded: str) -> pathlib.Path:
     """Resolve the path of Push-T data.
+
+    Args:
+        zarr_path: as in a configuration.
+        embedded: what to do to train on the embedded demonstrations, for the message.
 
     Raises:
         DataError: when nothing is there, with the two ways to get some.
@@ -86,7 +86,21 @@ def find_pusht_data(zarr_path: str | pathlib.Path) -> pathlib.Path:
     if not path.exists():
         raise DataError(
             f"there is no Push-T data at {path.absolute()}; download the published demonstrations "
-            f"with `python -m diffusion_policy.scripts.download_data pusht`, or train on the "
-            f"embedded ones with task.dataset.zarr_path={EMBEDDED}"
+            f"with `python -m diffusion_policy.scripts.download_data pusht`, or {embedded}"
         )
     return path
+
+
+def agent_positions(buffer: ReplayBuffer, state_key: str, path: pathlib.Path) -> np.ndarray:
+    """Where the agent is, x and y in px, ``(N, 2)``.
+
+    Raises:
+        DataError: when the states hold less than two numbers.
+    """
+    state = np.asarray(buffer[state_key])
+    if state.ndim != 2 or state.shape[1] < 2:
+        raise DataError(
+            f"{path}: {state_key!r} has shape {state.shape}; (steps, 2 or more) was expected, "
+            f"beginning with the agent's position"
+        )
+    return state[:, :2]

@@ -1,22 +1,22 @@
-"""Low-dimensional data in memory, cut into windows: what all state data sets have in common."""
+"""Data in memory, cut into windows: what all data sets have in common."""
 
 import copy
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from diffusion_policy.common.errors import ConfigError, DataError
+from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.replay_buffer import ReplayBuffer
 from diffusion_policy.common.sampler import SequenceSampler, downsample_mask, get_val_mask
-from diffusion_policy.dataset.base_dataset import BaseLowdimDataset
+from diffusion_policy.dataset.base_dataset import BaseDataset, BaseLowdimDataset
 from diffusion_policy.model.common.normalizer import LinearNormalizer
 
 
-class LowdimWindowDataset(BaseLowdimDataset):
-    """Windows of ``{'obs': (horizon, Do), 'action': (horizon, Da)}``, float32.
+class WindowDataset(BaseDataset):
+    """Windows of arrays over episodes, one at a time or a batch in one gather.
 
     **The validation set is everything that is not trained on.** With ``max_train_episodes`` it is
     therefore larger than ``val_ratio`` says: the published Push-T settings train on 90 of 206
@@ -24,8 +24,8 @@ class LowdimWindowDataset(BaseLowdimDataset):
     computed so.
 
     Args:
-        obs: observations of all steps, ``(N, Do)``.
-        action: actions of all steps, ``(N, Da)``.
+        arrays: ``(N, ...)`` per key, one row per step, in the type they are to have in a batch;
+            ``action`` (N, Da) among them.
         episode_ends: exclusive end of every episode, i64 ``(n_episodes,)``.
         name: where the data come from, for messages.
         horizon: steps of a window.
@@ -34,6 +34,7 @@ class LowdimWindowDataset(BaseLowdimDataset):
         seed: of the choice of episodes.
         val_ratio: share of episodes that are not trained on.
         max_train_episodes: train on no more than these many episodes.
+        first_steps: keys of which only so many first steps of a window are needed.
 
     Raises:
         ConfigError: when no window fits into any training episode.
@@ -43,8 +44,7 @@ class LowdimWindowDataset(BaseLowdimDataset):
 
     def __init__(
         self,
-        obs: np.ndarray,
-        action: np.ndarray,
+        arrays: Mapping[str, np.ndarray],
         episode_ends: np.ndarray,
         *,
         name: str,
@@ -54,16 +54,15 @@ class LowdimWindowDataset(BaseLowdimDataset):
         seed: int,
         val_ratio: float,
         max_train_episodes: int | None,
+        first_steps: Mapping[str, int] = {},
     ):
-        arrays = {"obs": obs, "action": action}
+        self.name = name
         self._windows = ReplayBuffer(
-            {
-                "data": {k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()},
-                "meta": {"episode_ends": episode_ends},
-            }
+            {"data": dict(arrays), "meta": {"episode_ends": np.asarray(episode_ends)}}
         )
-        val_mask = get_val_mask(self._windows.n_episodes, val_ratio, seed)
         self.horizon, self.pad_before, self.pad_after = horizon, pad_before, pad_after
+        self._n_steps = {key: first_steps.get(key, horizon) for key in arrays}
+        val_mask = get_val_mask(self._windows.n_episodes, val_ratio, seed)
         self._use(downsample_mask(~val_mask, max_train_episodes, seed))
         if len(self) == 0:
             lengths = self._windows.episode_lengths[self.train_mask]
@@ -82,18 +81,20 @@ class LowdimWindowDataset(BaseLowdimDataset):
             pad_after=self.pad_after,
             episode_mask=train_mask,
         )
+        keys_by_length: dict[int, list[str]] = {}
+        for key, n_steps in self._n_steps.items():
+            keys_by_length.setdefault(n_steps, []).append(key)
+        self._readers = [beginnings(self.sampler, n, keys) for n, keys in keys_by_length.items()]
 
-    def get_validation_dataset(self) -> "LowdimWindowDataset":
+    def _as_item(self, windows: dict[str, Tensor]) -> dict[str, Any]:
+        """The item or batch made of windows ``(..., T, ...)``."""
+        return windows
+
+    def get_validation_dataset(self) -> Self:
         """The episodes that are not trained on; shares the arrays."""
         held_out = copy.copy(self)
         held_out._use(~self.train_mask)
         return held_out
-
-    def get_normalizer(self, mode: str = "limits", **kwargs: Any) -> LinearNormalizer:
-        """Normalizer of ``obs`` and ``action``, fitted to all episodes."""
-        normalizer = LinearNormalizer()
-        normalizer.fit(dict(self._windows.items()), last_n_dims=1, mode=mode, **kwargs)
-        return normalizer
 
     def get_all_actions(self) -> Tensor:
         """The actions of all steps, ``(N, Da)``."""
@@ -102,34 +103,54 @@ class LowdimWindowDataset(BaseLowdimDataset):
     def __len__(self) -> int:
         return len(self.sampler)
 
-    def __getitem__(self, idx: int) -> dict[str, Tensor]:
+    def __getitem__(self, idx: int) -> dict[str, Any]:
         """One window; a copy, so that changing it does not change the data."""
-        window = self.sampler.sample_sequence(idx)
-        return {key: torch.from_numpy(value.copy()) for key, value in window.items()}
+        windows = {k: a for reader in self._readers for k, a in reader.sample_sequence(idx).items()}
+        return self._as_item({key: torch.from_numpy(a.copy()) for key, a in windows.items()})
 
-    def get_batch(self, indices: Sequence[int]) -> dict[str, Tensor]:
-        """Several windows in one gather, ``{'obs': (B, horizon, Do), 'action': ...}``."""
-        windows = self.sampler.sample_sequences(indices)
-        return {key: torch.from_numpy(value) for key, value in windows.items()}
+    def get_batch(self, indices: Sequence[int]) -> dict[str, Any]:
+        """Several windows in one gather per array; every tensor gains a leading dimension B."""
+        windows = {
+            k: a for reader in self._readers for k, a in reader.sample_sequences(indices).items()
+        }
+        return self._as_item({key: torch.from_numpy(a) for key, a in windows.items()})
 
 
-def check_demonstrations(buffer: ReplayBuffer, name: str) -> None:
-    """Check that a buffer in memory can be learned from.
+class LowdimWindowDataset(WindowDataset, BaseLowdimDataset):
+    """Windows of ``{'obs': (horizon, Do), 'action': (horizon, Da)}``, float32.
 
-    Raises:
-        DataError: when it holds no episode, or NaN or infinity (naming the first such value).
+    Args:
+        obs: observations of all steps, ``(N, Do)``.
+        action: actions of all steps, ``(N, Da)``.
+        episode_ends: exclusive end of every episode, i64 ``(n_episodes,)``.
+        **windows: see :class:`WindowDataset`.
     """
-    if buffer.n_episodes == 0:
-        raise DataError(f"{name} holds no episode; record some, or get the data set again")
-    for key, array in buffer.items():
-        finite = np.isfinite(np.asarray(array)).reshape(buffer.n_steps, -1).all(axis=1)
-        if finite.all():
-            continue
-        step = int(np.argmin(finite))
-        episode = int(np.searchsorted(buffer.episode_ends[:], step, side="right"))
-        start = buffer.get_episode_slice(episode).start
-        raise DataError(
-            f"{name}: {key!r} is not finite at step {step - start} of episode {episode} (row "
-            f"{step}), and in {np.sum(~finite)} rows in all; repair the data or leave those "
-            f"episodes out"
-        )
+
+    def __init__(
+        self, obs: np.ndarray, action: np.ndarray, episode_ends: np.ndarray, **windows: Any
+    ):
+        arrays = {"obs": as_float32(obs), "action": as_float32(action)}
+        super().__init__(arrays, episode_ends, **windows)
+
+    def get_normalizer(self, mode: str = "limits", **kwargs: Any) -> LinearNormalizer:
+        """Normalizer of ``obs`` and ``action``, fitted to all episodes."""
+        normalizer = LinearNormalizer()
+        normalizer.fit(dict(self._windows.items()), last_n_dims=1, mode=mode, **kwargs)
+        return normalizer
+
+
+def as_float32(array: Any) -> np.ndarray:
+    """The array in the type and layout that batches are gathered from."""
+    return np.ascontiguousarray(array, np.float32)
+
+
+def beginnings(sampler: SequenceSampler, n_steps: int, keys: Sequence[str]) -> SequenceSampler:
+    """A sampler of the first ``n_steps`` steps of the same windows; it touches no others."""
+    buffer_start, _, sample_start, sample_end = sampler.indices.T
+    # where all n_steps lie before the episode, its first step is still needed: they repeat it
+    start = np.minimum(sample_start, n_steps - 1)
+    stop = np.minimum(sample_end, n_steps)
+    shorter = copy.copy(sampler)
+    shorter.keys, shorter.sequence_length = list(keys), n_steps
+    shorter.indices = np.stack([buffer_start, buffer_start + stop - start, start, stop], axis=-1)
+    return shorter

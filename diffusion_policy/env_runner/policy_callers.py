@@ -61,7 +61,12 @@ class PolicyCaller(ABC):
         import torch
 
         device = self.policy.device
-        tensors = {k: torch.from_numpy(np.ascontiguousarray(v)).to(device) for k, v in obs.items()}
+        # Copies: the environments write into the same memory again, and a policy may keep what it
+        # saw.
+        tensors = {
+            key: torch.from_numpy(np.array(value, order="C")).to(device)
+            for key, value in obs.items()
+        }
         extra = {} if generators is None else {"generator": generators}
         with torch.no_grad():
             action = self.policy.predict_action(tensors, **extra)["action"]

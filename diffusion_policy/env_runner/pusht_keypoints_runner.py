@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.env_runner.base_lowdim_runner import BaseLowdimRunner
-from diffusion_policy.env_runner.episodes import make_episodes
 from diffusion_policy.env_runner.policy_callers import Observations
-from diffusion_policy.env_runner.vector_runner import VectorRunner, wrap_env
+from diffusion_policy.env_runner.pusht_runner import PushTRunner
+from diffusion_policy.env_runner.vector_runner import wrap_env
 from diffusion_policy.gym_util.multistep_wrapper import MultiStepWrapper
 
 
@@ -22,25 +20,18 @@ def make_env(env_kwargs: dict[str, Any], wrap_kwargs: dict[str, Any]) -> MultiSt
     return wrap_env(PushTKeypointsEnv(**env_kwargs), **wrap_kwargs)
 
 
-class PushTKeypointsRunner(VectorRunner, BaseLowdimRunner):
-    """Scores are the largest coverage reward of an episode, in [0, 1]; 1 is a solved episode.
+class PushTKeypointsRunner(PushTRunner, BaseLowdimRunner):
+    """Shows the policy ``obs`` (N, To, Do), px, and which of them are visible, ``obs_mask``.
 
     Args:
-        output_dir: See :class:`BaseRunner`.
+        output_dir, n_train ... test_start_seed, max_steps, n_obs_steps, n_action_steps, fps, crf,
+            past_action: See :class:`PushTRunner`.
         keypoint_visible_rate: Probability of a key point to be visible in an observation.
-        n_train, n_train_vis, train_start_seed: Number of episodes with seeds of the
-            demonstrations, of videos of them, and their first seed.
-        n_test, n_test_vis, test_start_seed: The same for unseen seeds; they make the score.
         legacy_test: Start placement of published evaluations, see :class:`PushTEnv`.
-        max_steps: Environment steps per episode (10 per second).
-        n_obs_steps: Observations that the policy sees.
-        n_action_steps: Actions per chunk of the policy, without those lost to latency.
         n_latency_steps: Emulated latency: the policy sees observations this many steps old, and the
             first actions of its chunk come too late to be executed.
-        fps, crf: Of the videos.
         agent_keypoints: Observe key points on the agent instead of its position.
-        past_action: Has to be False: no policy takes past actions.
-        tqdm_interval_sec, n_envs, n_workers, noise, policy_batch_size: See :class:`VectorRunner`.
+        tqdm_interval_sec, n_envs, options: See :class:`VectorRunner`.
     """
 
     label = "PushtKeypointsRunner"
@@ -66,46 +57,34 @@ class PushTKeypointsRunner(VectorRunner, BaseLowdimRunner):
         past_action: bool = False,
         tqdm_interval_sec: float = 5.0,
         n_envs: int | None = None,
-        n_workers: int | None = None,
-        noise: str = "episode",
-        policy_batch_size: int | None = None,
+        **options: Any,
     ):
-        if past_action:
-            raise ConfigError(
-                "past_action is True, but no policy takes past actions: set "
-                "past_action_visible=False"
-            )
         env_kwargs = {
             "legacy": legacy_test,
             "keypoint_visible_rate": keypoint_visible_rate,
             "agent_keypoints": agent_keypoints,
         }
-        wrap_kwargs = {
-            "n_obs_steps": n_obs_steps + n_latency_steps,
-            "n_action_steps": n_action_steps,
-            "max_steps": max_steps,
-            "fps": fps,
-            "crf": crf,
-        }
-        episodes = make_episodes("train/", n_train, n_train_vis, train_start_seed, output_dir)
-        episodes += make_episodes("test/", n_test, n_test_vis, test_start_seed, output_dir)
         super().__init__(
             output_dir,
-            partial(make_env, env_kwargs, wrap_kwargs),
-            episodes,
-            max_steps,
+            make_env,
+            env_kwargs,
+            n_train=n_train,
+            n_train_vis=n_train_vis,
+            train_start_seed=train_start_seed,
+            n_test=n_test,
+            n_test_vis=n_test_vis,
+            test_start_seed=test_start_seed,
+            max_steps=max_steps,
+            n_obs_steps=n_obs_steps,
+            n_action_steps=n_action_steps,
+            n_latency_steps=n_latency_steps,
+            fps=fps,
+            crf=crf,
+            past_action=past_action,
             tqdm_interval_sec=tqdm_interval_sec,
             n_envs=n_envs,
-            n_workers=n_workers,
-            noise=noise,
-            policy_batch_size=policy_batch_size,
+            **options,
         )
-        self.n_obs_steps = n_obs_steps
-        self.n_action_steps = n_action_steps
-        self.n_latency_steps = n_latency_steps
-        self.past_action = past_action
-        self.fps = fps
-        self.crf = crf
 
     def observe(self, obs: np.ndarray) -> Observations:
         """Values and visibility, of the oldest n_obs_steps observations."""

@@ -15,6 +15,7 @@ from gymnasium.vector.utils import create_empty_array
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.media import VideoFile
+from diffusion_policy.common.shape_meta import check_observations, parse_shape_meta
 from diffusion_policy.env_runner.base_runner import BaseRunner
 from diffusion_policy.env_runner.episodes import Episode, EpisodeResult
 from diffusion_policy.env_runner.policy_callers import (
@@ -174,7 +175,7 @@ class VectorRunner(BaseRunner):
             return {}
         try:
             env = self._open()
-            self._check_obs_dim(policy, env)
+            self._check_observations(policy, env)
             results = self._play(policy, env)
         except BaseException:
             self.close()
@@ -237,11 +238,29 @@ class VectorRunner(BaseRunner):
             return EpisodeNoiseCaller(policy, self.observe, episodes)
         return FixedBatchCaller(policy, self.observe, episodes, size=self.policy_batch_size)
 
-    def _check_obs_dim(self, policy: Policy, env: VectorEnv) -> None:
-        expected = getattr(policy, "obs_dim", None)
-        if expected is None:
-            return
+    def _check_observations(self, policy: Policy, env: VectorEnv) -> None:
+        """Compares what the policy says it expects with what the environments observe."""
         sample = self.observe(create_empty_array(env.single_observation_space, n=1))
+        shape_meta = getattr(policy, "shape_meta", None)
+        if shape_meta is not None:
+            check_observations(
+                parse_shape_meta(shape_meta),
+                sample,
+                n_leading=2,
+                holder=f"the environment of {type(self).__name__} observes",
+                remedy="evaluate on the task that the policy was trained for, or train with a "
+                "shape_meta that fits this one",
+            )
+        elif (obs_dim := getattr(policy, "obs_dim", None)) is not None:
+            self._check_obs_dim(obs_dim, sample)
+
+    def _check_obs_dim(self, expected: int, sample: Observations) -> None:
+        if "obs" not in sample:
+            raise ConfigError(
+                f"the policy expects one vector 'obs' of obs_dim={expected}, but the environment "
+                f"of {type(self).__name__} observes {', '.join(sample)}: evaluate on the task that "
+                "the policy was trained for"
+            )
         found = sample["obs"].shape[-1]
         if found != expected:
             raise ConfigError(

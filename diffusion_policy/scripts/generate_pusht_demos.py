@@ -7,7 +7,8 @@ rendered from the states): ``data/{state,keypoint,action,n_contacts}`` and ``met
 The same options give the same bytes, whatever the number of workers.
 
 Starts are those of ``PushTEnv.reset(seed=0, 1, 2 ...)``; published evaluations use seeds from
-100000 on, so no start of a test is ever demonstrated.
+100000 on, so no start of a test is ever demonstrated. Shorter demonstrations follow that begin with
+the T nearly in place (``--n-finishes``): how to mend a push that ended just beside the goal.
 """
 
 import multiprocessing
@@ -18,6 +19,7 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from typing import NamedTuple
 
 import click
 import numcodecs
@@ -40,18 +42,28 @@ def is_legacy(episode: int) -> bool:
     return episode % 3 != 2
 
 
-def _record(job: tuple[int, int]) -> Recording:
-    episode, seed = job
-    return record_episode(env_seed=episode, expert_seed=seed, legacy=is_legacy(episode))
+class Job(NamedTuple):
+    """Arguments of :func:`record_episode`."""
+
+    env_seed: int
+    expert_seed: int
+    legacy: bool
+    unfinished: bool = False
 
 
-def record_all(n_episodes: int, seed: int, workers: int) -> Iterator[Recording]:
-    """Demonstrations of starts 0 ... n_episodes - 1, in order.
+def _record(job: Job) -> Recording:
+    return record_episode(**job._asdict())
+
+
+def record_all(n_episodes: int, n_finishes: int, seed: int, workers: int) -> Iterator[Recording]:
+    """Demonstrations of starts 0 ... n_episodes - 1, then those of unfinished ones, in order.
 
     Raises:
         EnvWorkerError: if a worker process dies.
     """
-    jobs = [(episode, seed) for episode in range(n_episodes)]
+    jobs = [Job(episode, seed, is_legacy(episode)) for episode in range(n_episodes)]
+    numbers = range(n_episodes, n_episodes + n_finishes)
+    jobs += [Job(number, seed, legacy=False, unfinished=True) for number in numbers]
     if workers <= 1:
         yield from map(_record, jobs)
         return
@@ -112,19 +124,38 @@ def _summary(recordings: list[Recording], kept: list[Recording]) -> str:
     type=click.IntRange(1, FIRST_TEST_SEED),
     help="Starts to demonstrate.",
 )
+@click.option(
+    "--n-finishes",
+    default=300,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Further ones in which the T only has to be put right.",
+)
 @click.option("--seed", default=0, show_default=True, help="What the expert leaves to chance.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes.")
 @click.option("--overwrite", is_flag=True, help="Replace an existing output.")
-def main(output: pathlib.Path, n_episodes: int, seed: int, workers: int, overwrite: bool) -> None:
+def main(
+    output: pathlib.Path,
+    n_episodes: int,
+    n_finishes: int,
+    seed: int,
+    workers: int,
+    overwrite: bool,
+) -> None:
     """Command line."""
     try:
-        _generate(output, n_episodes, seed, workers, overwrite)
+        _generate(output, n_episodes, n_finishes, seed, workers, overwrite)
     except (ConfigError, DataError, EnvWorkerError) as error:
         raise click.ClickException(str(error)) from error
 
 
 def _generate(
-    output: pathlib.Path, n_episodes: int, seed: int, workers: int, overwrite: bool
+    output: pathlib.Path,
+    n_episodes: int,
+    n_finishes: int,
+    seed: int,
+    workers: int,
+    overwrite: bool,
 ) -> None:
     if "".join(output.suffixes[-2:]) != ".zarr.zip":
         raise ConfigError(
@@ -134,12 +165,12 @@ def _generate(
         raise DataError(f"{output} exists already; choose another name or pass --overwrite")
     output.parent.mkdir(parents=True, exist_ok=True)
 
-    recordings = list(
-        tqdm(record_all(n_episodes, seed, workers), total=n_episodes, desc="Demonstrations")
-    )
+    total = n_episodes + n_finishes
+    episodes = record_all(n_episodes, n_finishes, seed, workers)
+    recordings = list(tqdm(episodes, total=total, desc="Demonstrations"))
     kept = [recording for recording in recordings if recording.success]
     if not kept:
-        raise DataError(f"none of the {n_episodes} starts was solved, so there is nothing to store")
+        raise DataError(f"none of the {total} starts was solved, so there is nothing to store")
     write_store(kept, output)
     print(_summary(recordings, kept))
     print(f"written to {output}")

@@ -27,7 +27,7 @@ from diffusion_policy.common.checkpoint_util import TopKCheckpointManager, link_
 from diffusion_policy.common.device import resolve_device
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.pytorch_util import dict_apply
-from diffusion_policy.config.checks import check_horizon
+from diffusion_policy.config.checks import check_config
 from diffusion_policy.config.instantiate import instantiate
 from diffusion_policy.dataset.base_dataset import BaseImageDataset, BaseLowdimDataset
 from diffusion_policy.dataset.batching import make_dataloader
@@ -35,6 +35,7 @@ from diffusion_policy.env_runner.base_image_runner import BaseImageRunner
 from diffusion_policy.env_runner.base_lowdim_runner import BaseLowdimRunner
 from diffusion_policy.model.common.lr_scheduler import get_scheduler
 from diffusion_policy.workspace.base_workspace import BaseWorkspace
+from diffusion_policy.workspace.data_check import check_data
 from diffusion_policy.workspace.rng import get_rng_state, set_rng_state
 from diffusion_policy.workspace.run_logger import RunLogger
 from diffusion_policy.workspace.step_log import StepLog
@@ -60,7 +61,7 @@ class TrainWorkspace(BaseWorkspace):
 
     def __init__(self, cfg: DictConfig, output_dir: str | None = None):
         super().__init__(cfg, output_dir)
-        check_horizon(cfg)
+        check_config(cfg)
         seed_everything(cfg.training.seed)
         self.model: Any = instantiate(cfg.policy)
         self.ema_model = copy.deepcopy(self.model) if cfg.training.get("use_ema") else None
@@ -180,6 +181,7 @@ class TrainWorkspace(BaseWorkspace):
                 f"task.dataset is a {type(dataset).__name__}; expected a BaseLowdimDataset or "
                 "BaseImageDataset"
             )
+        check_data(dataset, self.cfg)
         self.train_loader = make_dataloader(dataset, **self.cfg.dataloader)
         self.val_loader = make_dataloader(
             dataset.get_validation_dataset(), **self.cfg.val_dataloader

@@ -2,7 +2,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from diffusion_policy.common.errors import ConfigError
-from diffusion_policy.config.checks import check_horizon
+from diffusion_policy.config.checks import check_config, check_crops, check_horizon
 
 P = "diffusion_policy.policy."
 UNET_LOWDIM = P + "diffusion_unet_lowdim_policy.DiffusionUnetLowdimPolicy"
@@ -121,6 +121,10 @@ def test_more_observations_than_horizon_are_refused():
         # Every other policy starts at n_obs_steps - 1.
         (config(HYBRID, (16, 2, 15), down_dims=SMALL), True),
         (config(T_LOWDIM, (5, 3, 4)), False),
+        # But the video policy, which skips the newest observation unless told otherwise.
+        (config(VIDEO, (16, 4, 12), down_dims=SMALL), True),
+        (config(VIDEO, (16, 4, 13), down_dims=SMALL), False),
+        (config(VIDEO, (16, 4, 13), down_dims=SMALL, oa_step_convention=True), True),
         (without(config(RM_LOWDIM, (10, 1, 10), 1), "policy.n_action_steps"), False),
     ],
 )
@@ -158,3 +162,60 @@ def test_the_unet_of_actions_only_needs_actions_that_it_can_halve():
 
 def test_a_configuration_without_windows_is_left_alone():
     check_horizon(OmegaConf.create({"policy": {"down_dims": [1, 2, 3]}}))
+
+
+# ---- crops ---------------------------------------------------------------------------------------
+
+CAMERAS = {"front": [3, 84, 84], "wrist": [3, 60, 84]}
+
+
+def crops(inside_encoder=False, cameras=("front",), **options):
+    obs = {key: {"shape": CAMERAS[key], "type": "rgb"} for key in cameras}
+    obs["pos"] = {"shape": [3]}
+    section = {"shape_meta": {"obs": obs, "action": {"shape": [2]}}, **options}
+    return OmegaConf.create({"policy": {"obs_encoder": section} if inside_encoder else section})
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        crops(crop_shape=[76, 83]),
+        crops(crop_shape=None),
+        crops(),
+        crops(True, crop_shape=[76, 76], resize_shape=None),
+        crops(True, crop_shape=[224, 224], resize_shape=[256, 256], random_crop=False),
+        crops(True, crop_shape=[84, 84], random_crop=False),
+        crops(True, ("front", "wrist"), crop_shape={"front": [76, 76], "wrist": [56, 76]}),
+        crops(True, ("front", "wrist"), crop_shape={"front": [76, 76], "wrist": None}),
+        OmegaConf.create({"horizon": 16}),
+        OmegaConf.create({"policy": {"obs_dim": 20}}),
+    ],
+)
+def test_crops_that_fit_are_fine(cfg):
+    check_crops(cfg)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "sentence"),
+    [
+        (
+            crops(crop_shape=[76, 96]),
+            r"policy\.crop_shape is \[76, 96\], but images 'front' are \[84, 84\].*shape_meta",
+        ),
+        (crops(crop_shape=[84, 84]), r"smaller"),  # a random crop needs somewhere to move
+        (crops(cameras=("front", "wrist"), crop_shape=[76, 76]), r"'wrist' are \[60, 84\]"),
+        (
+            crops(True, crop_shape=[76, 76], resize_shape=[64, 64]),
+            r"policy\.obs_encoder\.crop_shape.*\[64, 64\].*policy\.obs_encoder\.resize_shape",
+        ),
+        (crops(True, crop_shape=[85, 84], random_crop=False), r"\[85, 84\]"),
+        (
+            crops(True, ("front", "wrist"), crop_shape={"front": [76, 76], "wrist": [76, 76]}),
+            r"'wrist'",
+        ),
+    ],
+)
+def test_a_crop_that_is_not_smaller_than_the_image_is_refused(cfg, sentence):
+    with pytest.raises(ConfigError, match=sentence) as error:
+        check_config(cfg)
+    assert "\n" not in str(error.value)

@@ -19,6 +19,8 @@ from diffusion_policy.env.pusht.pusht_keypoints_env import BLOCK_KEYPOINTS
 from diffusion_policy.env.pusht.pymunk_keypoint_manager import PymunkKeypointManager
 from diffusion_policy.scripts import generate_pusht_demos as script
 
+SMALL = ("-n", 2, "--n-finishes", 1, "--seed", 5)
+
 
 def run(*args):
     return CliRunner().invoke(script.main, [str(a) for a in args])
@@ -27,9 +29,9 @@ def run(*args):
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("demos") / "one_worker.zarr.zip"
-    result = run("-o", path, "-n", 2, "--seed", 5, "--workers", 1)
+    result = run("-o", path, *SMALL, "--workers", 1)
     assert result.exit_code == 0, result.output
-    assert "2 episodes kept, 0 failures dropped (success rate 100.0%)" in result.output
+    assert "3 episodes kept, 0 failures dropped (success rate 100.0%)" in result.output
     return path
 
 
@@ -53,7 +55,10 @@ def check_layout(path: pathlib.Path) -> ReplayBuffer:
 
 def test_generated_stores_have_the_published_layout(generated):
     buffer = check_layout(generated)
-    assert buffer.n_episodes == 2
+    assert buffer.n_episodes == 3
+    assert (
+        goal_coverage(tuple(buffer.get_episode(2)["state"][0, 2:])) > 0.05
+    )  # only to be put right
     for i in range(2):
         start, _ = PushTEnv(legacy=script.is_legacy(i)).reset(seed=i)
         first = buffer.get_episode(i)["state"][0]
@@ -62,7 +67,7 @@ def test_generated_stores_have_the_published_layout(generated):
 
 def test_two_workers_write_the_same_bytes_as_one(generated, tmp_path):
     path = tmp_path / "two_workers.zarr.zip"
-    assert run("-o", path, "-n", 2, "--seed", 5, "--workers", 2).exit_code == 0
+    assert run("-o", path, *SMALL, "--workers", 2).exit_code == 0
     assert path.read_bytes() == generated.read_bytes()
 
 
@@ -97,14 +102,14 @@ def test_failures_are_dropped_and_counted(tmp_path, monkeypatch):
     outcomes = [recording(True), recording(False), recording(True, 6)]
     monkeypatch.setattr(script, "record_all", lambda *_: iter(outcomes))
     path = tmp_path / "demos.zarr.zip"
-    result = run("-o", path, "-n", 3)
+    result = run("-o", path, "-n", 3, "--n-finishes", 0)
     assert "2 episodes kept, 1 failures dropped (success rate 66.7%); 10 steps" in result.output
     assert check_layout(path).episode_ends[:].tolist() == [4, 10]
 
 
 def test_nothing_is_written_when_nothing_was_solved(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "record_all", lambda *_: iter([recording(False)]))
-    result = run("-o", tmp_path / "demos.zarr.zip", "-n", 1)
+    result = run("-o", tmp_path / "demos.zarr.zip", "-n", 1, "--n-finishes", 0)
     assert result.exit_code != 0
     assert "none of the 1 starts was solved" in result.output
     assert not list(tmp_path.iterdir())
@@ -131,7 +136,7 @@ def _die(job):
 def test_a_killed_worker_is_reported_and_does_not_hang(monkeypatch):
     monkeypatch.setattr(script, "_record", _die)
     with pytest.raises(EnvWorkerError, match="died"):
-        list(script.record_all(2, 0, workers=2))
+        list(script.record_all(2, 0, 0, workers=2))
 
 
 # ---------------------------------------------------------------------- the embedded demonstrations

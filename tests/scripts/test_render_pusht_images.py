@@ -1,11 +1,20 @@
 """Images drawn from the states of demonstrations."""
 
+import functools
+import os
+import pathlib
+import shutil
+from concurrent.futures import ProcessPoolExecutor
+
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from diffusion_policy.common.errors import DataError
+from diffusion_policy.common.assets import resolve_data_path
+from diffusion_policy.common.errors import DataError, EnvWorkerError
 from diffusion_policy.common.replay_buffer import ReplayBuffer
+from diffusion_policy.dataset.pusht_dataset import EMBEDDED
+from diffusion_policy.dataset.pusht_image_dataset import PushTImageDataset
 from diffusion_policy.env.pusht.pusht_env import PushTEnv
 from diffusion_policy.scripts import render_pusht_images
 from diffusion_policy.scripts.render_pusht_images import render_images
@@ -56,7 +65,7 @@ def test_the_pictures_are_those_of_the_environment(tmp_path):
 
 def test_images_that_are_there_already_are_replaced(tmp_path):
     source = make_store(tmp_path / "a.zarr", img=np.zeros((50, 96, 96, 3), np.float32))
-    render_images(source, source)
+    render_images(source, source, force=True)
     images = ReplayBuffer.copy_from_path(source)["img"]
     assert images.dtype == np.uint8
     assert images.mean() > 100  # mostly white
@@ -65,23 +74,136 @@ def test_images_that_are_there_already_are_replaced(tmp_path):
 def test_data_without_states_are_named(tmp_path):
     buffer = ReplayBuffer.create_empty_numpy()
     buffer.add_episode({"action": np.zeros((3, 2))})
-    with pytest.raises(DataError, match=r"holds \['action'\]; 'state' with five"):
+    with pytest.raises(DataError, match=r"holds \['action'\] of 3 steps; 'state' with five"):
         render_images(buffer.save_to_path(tmp_path / "a.zarr"), tmp_path / "b.zarr")
 
 
-def test_the_command_line_asks_before_it_replaces(tmp_path):
+def test_several_processes_draw_what_one_draws():
+    states = np.random.default_rng(0).uniform(100, 400, (30, 5))
+    blocks = [list(render_pusht_images.draw_all(states, 24, 8, workers)) for workers in (1, 2)]
+    assert [len(block) for block in blocks[1]] == [8, 8, 8, 6]
+    np.testing.assert_array_equal(np.concatenate(blocks[0]), np.concatenate(blocks[1]))
+
+
+def test_a_process_that_dies_is_reported_and_nothing_is_written(tmp_path, monkeypatch):
+    dying = functools.partial(ProcessPoolExecutor, initializer=os._exit, initargs=(3,))
+    monkeypatch.setattr(render_pusht_images, "ProcessPoolExecutor", dying)
+    source = make_store(tmp_path / "a.zarr", (100,))  # two blocks
+    with pytest.raises(EnvWorkerError, match="a process that draws images died"):
+        render_images(source, tmp_path / "b.zarr", workers=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "b.zarr.lock"]
+
+
+# ---- an output is used again ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """Numbers of pictures that were drawn for outputs, one per output."""
+    counts, draw_all = [], render_pusht_images.draw_all
+
+    def counting(states, *args):
+        counts.append(len(states))
+        return draw_all(states, *args)
+
+    monkeypatch.setattr(render_pusht_images, "draw_all", counting)
+    return counts
+
+
+@pytest.mark.parametrize("suffix", [".zarr", ".zarr.zip"])
+def test_a_complete_output_is_left_alone(tmp_path, drawn, suffix):
+    source, target = make_store(tmp_path / "a.zarr", (3,)), tmp_path / f"b{suffix}"
+    for _ in range(2):
+        render_images(source, target, 16)
+    render_images(shutil.copytree(source, tmp_path / "copy.zarr"), target, 16)
+    assert drawn == [3]
+    render_images(source, target, 16, force=True)
+    assert drawn == [3, 3]
+
+
+def test_other_demonstrations_another_size_or_another_look_are_drawn_again(
+    tmp_path, drawn, monkeypatch
+):
+    target = tmp_path / "b.zarr.zip"
+    render_images(make_store(tmp_path / "a.zarr", (3,)), target, 16)
+    other = make_store(tmp_path / "other.zarr", (4,))
+    render_images(other, target, 16)
+    render_images(other, target, 24)
+    assert drawn == [3, 4, 4]
+    assert ReplayBuffer.copy_from_path(target)["img"].shape == (4, 24, 24, 3)
+    draw = render_pusht_images.draw
+    monkeypatch.setattr(render_pusht_images, "draw", lambda *a, **k: 255 - draw(*a, **k))
+    render_images(other, target, 24)
+    assert drawn == [3, 4, 4, 4]
+
+
+def test_an_output_with_missing_images_is_drawn_again_with_a_warning(tmp_path, drawn, caplog):
     source, target = make_store(tmp_path / "a.zarr", (3,)), tmp_path / "b.zarr"
+    render_images(source, target, 16)
+    (target / "data" / "img" / "0.0.0.0").unlink()
+    render_images(source, target, 16)
+    assert drawn == [3, 3]
+    assert "does not hold all images" in caplog.text
 
-    def run(*more):
-        arguments = ["-i", str(source), "-o", str(target), "--render-size", "48", *more]
-        return CliRunner().invoke(render_pusht_images.main, arguments)
 
-    assert run().exit_code == 0
-    assert ReplayBuffer.copy_from_path(target)["img"].shape == (3, 48, 48, 3)
-    refused = run()
+def test_images_are_made_for_the_data_set_and_used_by_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_store(tmp_path / "a.zarr")
+    with pytest.raises(DataError) as error:
+        PushTImageDataset("a.zarr")
+    command, _, setting = str(error.value).partition("`")[2].partition("` and train with ")
+    arguments = command.removeprefix("python -m diffusion_policy.scripts.render_pusht_images ")
+    options = [*arguments.split(), "--render-size", "32", "--workers", "1"]
+    result = CliRunner().invoke(render_pusht_images.main, options)
+    assert result.exit_code == 0, result.output
+    dataset = PushTImageDataset(setting.removeprefix("task.dataset.zarr_path="), horizon=4)
+    assert dataset[0]["obs"]["image"].shape == (4, 3, 32, 32)
+
+
+# ---- the command line ----------------------------------------------------------------------------
+
+
+def run(*options):
+    return CliRunner().invoke(render_pusht_images.main, [str(option) for option in options])
+
+
+def test_the_command_line_replaces_no_demonstrations_unless_forced(tmp_path):
+    source, target = make_store(tmp_path / "a.zarr", (3,)), make_store(tmp_path / "b.zarr", (4,))
+    options = ["-i", source, "-o", target, "--render-size", 48]
+    refused = run(*options)
     assert refused.exit_code == 1
-    assert "exists already" in refused.output
-    assert run("--overwrite").exit_code == 0
+    assert "was not made by this program as a cache" in refused.output
+    assert ReplayBuffer.copy_from_path(target).n_steps == 4
+    assert run(*options, "--force").exit_code == 0
+    assert ReplayBuffer.copy_from_path(target)["img"].shape == (3, 48, 48, 3)
+    assert run(*options).output.endswith(f"images are in {target}\n")
+
+
+def test_an_output_must_be_called_a_store(tmp_path):
+    source = make_store(tmp_path / "a.zarr", (3,))
+    refused = run("-i", source, "-o", tmp_path / "images")
+    assert refused.exit_code == 1
+    assert "end it in .zarr or .zarr.zip" in refused.output
+
+
+def test_a_damaged_input_is_one_sentence(tmp_path):
+    (tmp_path / "a.zarr.zip").write_bytes(b"PK no")
+    refused = run("-i", tmp_path / "a.zarr.zip", "-o", tmp_path / "b.zarr")
+    assert refused.exit_code == 1
+    assert refused.output.count("\n") == 1
+    assert "a.zarr.zip is not a readable zip file" in refused.output
+
+
+def test_without_options_the_embedded_demonstrations_are_drawn(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(render_pusht_images, "render_images", lambda *args: calls.append(args))
+    monkeypatch.chdir(tmp_path)
+    assert run().exit_code == 0
+    ((source, target, size, workers, force),) = calls
+    assert source == resolve_data_path(EMBEDDED)
+    assert target == pathlib.Path("data/pusht/pusht_demos_with_images.zarr.zip")
+    assert (size, force) == (96, False)
+    assert workers >= 1
 
 
 def test_the_published_images_are_reproduced(human_pusht_zarr):

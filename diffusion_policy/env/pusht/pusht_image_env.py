@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from gymnasium import spaces
 
+from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.env.pusht.pusht_env import PushTEnv
+
+IMAGE_DTYPES = ("float32", "uint8")
 
 
 class PushTImageEnv(PushTEnv):
@@ -20,6 +23,8 @@ class PushTImageEnv(PushTEnv):
 
     Args:
         legacy, block_cog, damping, render_size, render_mode: See :class:`PushTEnv`.
+        image_dtype: ``uint8`` observes the frame itself, a quarter of the bytes; divided by 255 it
+            is the float32 image.
     """
 
     def __init__(
@@ -29,7 +34,12 @@ class PushTImageEnv(PushTEnv):
         damping: float | None = None,
         render_size: int = 96,
         render_mode: str | None = "rgb_array",
+        image_dtype: str = "float32",
     ):
+        if image_dtype not in IMAGE_DTYPES:
+            raise ConfigError(
+                f"image_dtype is {image_dtype!r}, expected one of {', '.join(IMAGE_DTYPES)}"
+            )
         super().__init__(
             legacy=legacy,
             block_cog=block_cog,
@@ -38,21 +48,25 @@ class PushTImageEnv(PushTEnv):
             render_action=False,
             render_mode=render_mode,
         )
+        shape = (3, render_size, render_size)
+        self.image_dtype = image_dtype
         self.observation_space = spaces.Dict(
             {
                 "agent_pos": spaces.Box(0.0, self.window_size, shape=(2,), dtype=np.float32),
-                "image": spaces.Box(
-                    0.0, 1.0, shape=(3, render_size, render_size), dtype=np.float32
-                ),
+                "image": spaces.Box(0, 255, shape=shape, dtype=np.uint8)
+                if image_dtype == "uint8"
+                else spaces.Box(0.0, 1.0, shape=shape, dtype=np.float32),
             }
         )
         self.render_cache: np.ndarray | None = None  # frame of the latest observation, with marker
 
     def _get_obs(self) -> dict[str, np.ndarray]:
         frame = super().render_frame()
+        image = np.moveaxis(frame, -1, 0)
         obs = {
             "agent_pos": np.array(self.agent.position),
-            "image": np.moveaxis(frame / np.float32(255), -1, 0).astype(np.float32),
+            # A copy either way: the marker is drawn onto the frame.
+            "image": image.copy() if self.image_dtype == "uint8" else image / np.float32(255),
         }
         if self.latest_action is not None:
             self._mark(frame, self.latest_action)

@@ -9,13 +9,18 @@ import pytest
 import shapely
 
 from diffusion_policy.env.pusht.expert.contacts import Push, possible_pushes
-from diffusion_policy.env.pusht.expert.episode import Disturbance, record_episode
+from diffusion_policy.env.pusht.expert.episode import (
+    Disturbance,
+    draw_unfinished_state,
+    record_episode,
+)
 from diffusion_policy.env.pusht.expert.metric import Style, outline_distance, phase_for
 from diffusion_policy.env.pusht.expert.planner import Planner
 from diffusion_policy.env.pusht.expert.route import CLEARANCE, T_SHAPE, RouteMap, pace
 from diffusion_policy.env.pusht.expert.scratch import Scratch, observe
 from diffusion_policy.env.pusht.geometry import GOAL_POSE, goal_coverage, to_local, to_world
 from diffusion_policy.env.pusht.pusht_env import PushTEnv
+from diffusion_policy.env.pusht.world import AGENT_RADIUS
 
 BLOCK = (256.0, 200.0, 0.0)
 
@@ -180,6 +185,23 @@ def test_the_expert_solves_random_starts(seed, legacy):
     assert np.linalg.norm(action - state[:, :2], axis=1).max() < 110
     assert 10 <= action.min() <= action.max() <= 502
     assert goal_coverage(tuple(state[-1, 2:])) > 0.6
+
+
+def test_unfinished_starts_are_close_to_the_goal_but_not_there():
+    rng = np.random.default_rng(0)
+    states = np.array([draw_unfinished_state(rng) for _ in range(100)])
+    coverage = np.array([goal_coverage(tuple(state[2:])) for state in states])
+    assert 0.05 < coverage.min() < coverage.max() < 0.95
+    for agent_x, agent_y, *pose in states:
+        (seen_from_block,) = to_local([(agent_x, agent_y)], pose)
+        assert T_SHAPE.distance(shapely.Point(seen_from_block)) > AGENT_RADIUS
+
+
+def test_the_expert_finishes_what_was_left_unfinished():
+    recording = record_episode(3, 0, legacy=False, unfinished=True)
+    assert recording.success
+    start = draw_unfinished_state(np.random.default_rng([0, 3]))
+    np.testing.assert_allclose(recording.data["state"][0], start, rtol=1e-4)
 
 
 def test_the_same_seeds_give_the_same_demonstration():

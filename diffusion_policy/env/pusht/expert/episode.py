@@ -10,11 +10,13 @@ it should, and plans anew where not: the stored action always suits the stored s
 from dataclasses import dataclass, field
 
 import numpy as np
+import shapely
 
-from diffusion_policy.env.pusht.expert.metric import Style
+from diffusion_policy.env.pusht.expert.metric import SUCCESS, Style
 from diffusion_policy.env.pusht.expert.planner import Plan, Planner
+from diffusion_policy.env.pusht.expert.route import CLEARANCE, T_SHAPE
 from diffusion_policy.env.pusht.expert.scratch import observe
-from diffusion_policy.env.pusht.geometry import Point
+from diffusion_policy.env.pusht.geometry import GOAL_POSE, Point, goal_coverage, to_local
 from diffusion_policy.env.pusht.pusht_env import PushTEnv
 from diffusion_policy.env.pusht.pusht_keypoints_env import PushTKeypointsEnv
 from diffusion_policy.env.pusht.pymunk_keypoint_manager import PymunkKeypointManager
@@ -24,6 +26,9 @@ _TREMOR = 0.15  # standard deviation, in units of the current speed
 _TREMOR_MEMORY = 0.7  # correlation from one action to the next
 _BUMP_RATE = 1 / 40  # per action
 _BUMP_STRENGTH = (1.0, 3.0)  # in units of the current speed
+_UNFINISHED_OFFSET = 40.0  # px, of the T from its goal, along each axis
+_UNFINISHED_TURN = 0.4  # rad
+_AGENT_OFFSET = 150.0  # px, of the agent from the goal, along each axis
 _HAND_RANGE = (10.0, 502.0)  # a disturbed hand stays in the window
 
 
@@ -69,8 +74,30 @@ class Recording:
         return len(self.data["action"])
 
 
+def draw_unfinished_state(rng: np.random.Generator) -> np.ndarray:
+    """A state (5,) in which somebody failed to finish: the T nearly in place, the agent anywhere.
+
+    The expert rarely needs a second try, so its complete episodes hardly ever show one; a policy
+    cloned from them alone brings the T close and then does not know how to finish.
+    """
+    goal_x, goal_y, goal_angle = GOAL_POSE
+    while True:
+        x, y = rng.uniform(-_UNFINISHED_OFFSET, _UNFINISHED_OFFSET, 2)
+        turn = rng.uniform(-_UNFINISHED_TURN, _UNFINISHED_TURN)
+        pose = (goal_x + x, goal_y + y, goal_angle + turn)
+        agent = (goal_x, goal_y) + rng.uniform(-_AGENT_OFFSET, _AGENT_OFFSET, 2)
+        (seen_from_block,) = to_local([tuple(agent)], pose)
+        is_free = T_SHAPE.distance(shapely.Point(seen_from_block)) > CLEARANCE
+        if is_free and goal_coverage(pose) < SUCCESS:
+            return np.array([*agent, *pose])
+
+
 def record_episode(
-    env_seed: int, expert_seed: int, legacy: bool, max_steps: int = MAX_STEPS
+    env_seed: int,
+    expert_seed: int,
+    legacy: bool,
+    max_steps: int = MAX_STEPS,
+    unfinished: bool = False,
 ) -> Recording:
     """Let the expert solve one start.
 
@@ -79,10 +106,13 @@ def record_episode(
         expert_seed: Together with ``env_seed``, decides everything the expert leaves to chance.
         legacy: Start placement, see :class:`PushTEnv`.
         max_steps: When to give up.
+        unfinished: Start from :func:`draw_unfinished_state` instead.
     """
     rng = np.random.default_rng([expert_seed, env_seed])
     env = PushTEnv(legacy=legacy)
-    env.reset(seed=env_seed)
+    env.reset(
+        seed=env_seed, options={"reset_to_state": draw_unfinished_state(rng)} if unfinished else {}
+    )
     assert env.world is not None
     keypoints = PymunkKeypointManager(**PushTKeypointsEnv.genenerate_keypoint_manager_params())
     planner = Planner(Style.draw(rng), rng)

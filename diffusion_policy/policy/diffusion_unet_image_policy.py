@@ -1,0 +1,123 @@
+"""Diffusion Policy with the conditional 1-D U-Net on images (Chi et al. 2023, sec. III-A, B)."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from diffusion_policy.model.diffusion.conditional_unet1d import ConditionalUnet1D
+from diffusion_policy.policy.base_diffusion_policy import BaseDiffusionPolicy
+from diffusion_policy.policy.base_image_policy import BaseImagePolicy
+from diffusion_policy.policy.base_policy import Generators
+
+logger = logging.getLogger(__name__)
+
+
+class DiffusionUnetImagePolicy(BaseDiffusionPolicy, BaseImagePolicy):
+    """Denoises a window of ``horizon`` actions, conditioned on features of the observations.
+
+    ===================  ==================================  ================================
+    mode                 trajectory that is denoised         features of the observations
+    ===================  ==================================  ================================
+    global (default)     actions (B, T, Da)                  one vector (B, To * F) for FiLM
+    inpainting           actions and features (B, T, Da+F)   given in the first To steps
+    ===================  ==================================  ================================
+
+    Args:
+        shape_meta: shapes of observations and action, see
+            :mod:`diffusion_policy.common.shape_meta`.
+        noise_scheduler: any discrete-time diffusers scheduler.
+        obs_encoder: maps ``{key: (N, ...)}`` to features (N, F); ``output_shape()`` is [F].
+        horizon: T, length of the denoised window.
+        n_action_steps: Ta, actions executed per prediction, from the newest observation on.
+        n_obs_steps: To, observations that the policy looks at.
+        num_inference_steps: denoising steps at inference; None is one per training step.
+        obs_as_global_cond: the mode.
+        diffusion_step_embed_dim, down_dims, kernel_size, n_groups, cond_predict_scale: of the
+            :class:`ConditionalUnet1D`.
+        legacy_ddpm_steps: see :func:`diffusion_policy.policy.diffusion.sampling_timesteps`.
+        kwargs: passed to ``noise_scheduler.step`` (for example ``eta`` of DDIM).
+
+    Raises:
+        ConfigError: ``shape_meta`` is malformed, or the U-Net cannot be built.
+    """
+
+    def __init__(
+        self,
+        shape_meta: Mapping[str, Any],
+        noise_scheduler: Any,
+        obs_encoder: Any,
+        horizon: int,
+        n_action_steps: int,
+        n_obs_steps: int,
+        num_inference_steps: int | None = None,
+        obs_as_global_cond: bool = True,
+        diffusion_step_embed_dim: int = 256,
+        down_dims: Sequence[int] = (256, 512, 1024),
+        kernel_size: int = 5,
+        n_groups: int = 8,
+        cond_predict_scale: bool = True,
+        legacy_ddpm_steps: bool = True,
+        **kwargs: Any,
+    ):
+        super().__init__()
+        self.set_up_shapes(shape_meta)
+        [feature_dim] = obs_encoder.output_shape()
+        given_dim = 0 if obs_as_global_cond else feature_dim
+        self.obs_encoder = obs_encoder
+        self.set_up_diffusion(
+            ConditionalUnet1D(
+                input_dim=self.action_dim + given_dim,
+                global_cond_dim=feature_dim * n_obs_steps if obs_as_global_cond else None,
+                diffusion_step_embed_dim=diffusion_step_embed_dim,
+                down_dims=down_dims,
+                kernel_size=kernel_size,
+                n_groups=n_groups,
+                cond_predict_scale=cond_predict_scale,
+            ),
+            noise_scheduler,
+            horizon=horizon,
+            given_dim=given_dim,
+            n_action_steps=n_action_steps,
+            n_obs_steps=n_obs_steps,
+            num_inference_steps=num_inference_steps,
+            legacy_ddpm_steps=legacy_ddpm_steps,
+            step_kwargs=kwargs,
+        )
+        self.obs_feature_dim = feature_dim
+        self.obs_as_global_cond = obs_as_global_cond
+        for name, part in (("Diffusion", self.model), ("Vision", self.obs_encoder)):
+            logger.info("%s params: %e", name, sum(p.numel() for p in part.parameters()))
+
+    @torch.no_grad()
+    def predict_action(
+        self, obs_dict: dict[str, Tensor], generator: Generators = None
+    ) -> dict[str, Tensor]:
+        """Predicts ``action`` (B, Ta, Da) and ``action_pred`` (B, T, Da), in raw units.
+
+        Raises:
+            ConfigError: the observations are not what ``shape_meta`` says.
+        """
+        assert "past_action" not in obs_dict, "past actions as an input are not implemented"
+        features = self.encoded_obs(obs_dict, self.n_obs_steps)
+        if self.obs_as_global_cond:
+            conditions = {"global_cond": features.flatten(1)}
+            sample = self.sample(len(features), generator=generator, **conditions)
+        else:
+            sample = self.sample(len(features), features, generator)
+        return self.actions_of(sample)
+
+    def compute_loss(self, batch: dict[str, Any]) -> Tensor:
+        """Denoising loss of a batch ``obs`` {key: (B, >= To, ...)}, ``action`` (B, T, Da), raw.
+
+        Inpainting needs the observations of all T steps: they are part of the trajectory. The
+        encoder then learns through the first To of them, which the U-Net sees as they are.
+        """
+        assert "valid_mask" not in batch, "masked batches are not implemented"
+        naction = self.normalizer["action"].normalize(batch["action"])
+        if self.obs_as_global_cond:
+            features = self.encoded_obs(batch["obs"], self.n_obs_steps)
+            return self.denoising_loss(naction, global_cond=features.flatten(1))
+        return self.denoising_loss(naction, self.encoded_obs(batch["obs"], naction.shape[1]))
