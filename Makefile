@@ -1,8 +1,9 @@
 # The front door. Needs Python 3.11 or newer, make and a compiler; everything else is set up here.
-#   make demo    trains a policy on the embedded Push-T demonstrations, evaluates it, shows the result
-#   make test    lint, import contract, types, tests
-#   make lint    only the first three
-#   make bench   speed, as ratios within one run
+#   make demo         trains a policy on the embedded Push-T demonstrations, evaluates it, shows the result
+#   make demo-image   the same with a policy that looks at images
+#   make test         lint, import contract, types, tests
+#   make lint         only the first three
+#   make bench        speed, as ratios within one run
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -11,7 +12,7 @@ RUN    ?= data/outputs/demo_pusht
 # The newest torch wheel that PyPI serves carries CUDA; a CPU build named in the constraints keeps installs small.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint bench install install-dev system-packages clean
+.PHONY: demo demo-image test lint bench install install-dev system-packages clean
 .DEFAULT_GOAL := help
 
 help:
@@ -35,6 +36,10 @@ install-dev: $(VENV)/.installed-dev
 
 demo: install
 	$(BIN)/python -m diffusion_policy.scripts.demo --run-dir $(RUN)
+
+demo-image: install
+	$(BIN)/python -m diffusion_policy.scripts.render_pusht_images
+	$(BIN)/python -m diffusion_policy.scripts.demo --config-name demo_pusht_image --run-dir $(RUN)_image
 
 system-packages:
 	@sh tests/install_system_packages.sh

@@ -11,14 +11,11 @@ Starts are those of ``PushTEnv.reset(seed=0, 1, 2 ...)``; published evaluations 
 the T nearly in place (``--n-finishes``): how to mend a push that ended just beside the goal.
 """
 
-import multiprocessing
 import os
 import pathlib
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import NamedTuple
 
 import click
@@ -29,6 +26,7 @@ from tqdm import tqdm
 from diffusion_policy.common.errors import ConfigError, DataError, EnvWorkerError
 from diffusion_policy.common.replay_buffer import ReplayBuffer
 from diffusion_policy.env.pusht.expert.episode import Recording, record_episode
+from diffusion_policy.scripts.worker_pool import map_in_processes
 
 FIRST_TEST_SEED = 100_000
 _COMPRESSOR = numcodecs.Blosc("zstd", clevel=5, shuffle=numcodecs.Blosc.BITSHUFFLE)
@@ -64,20 +62,7 @@ def record_all(n_episodes: int, n_finishes: int, seed: int, workers: int) -> Ite
     jobs = [Job(episode, seed, is_legacy(episode)) for episode in range(n_episodes)]
     numbers = range(n_episodes, n_episodes + n_finishes)
     jobs += [Job(number, seed, legacy=False, unfinished=True) for number in numbers]
-    if workers <= 1:
-        yield from map(_record, jobs)
-        return
-    # Fresh interpreters: forking a process that has loaded SDL or OpenMP is not safe everywhere.
-    executor = ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
-    try:
-        yield from executor.map(_record, jobs)
-    except BrokenProcessPool as error:
-        raise EnvWorkerError(
-            "a worker process of the demonstration generator died (killed, or out of memory); "
-            "nothing was written, run again, with fewer --workers if memory is short"
-        ) from error
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+    yield from map_in_processes(_record, jobs, workers)
 
 
 def write_store(recordings: list[Recording], path: pathlib.Path) -> None:

@@ -13,12 +13,9 @@ is replaced.
 import contextlib
 import functools
 import hashlib
-import multiprocessing
 import os
 import pathlib
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import click
@@ -28,7 +25,7 @@ from zarr.abc.store import Store
 
 from diffusion_policy.common.assets import resolve_data_path
 from diffusion_policy.common.episode_store import open_root
-from diffusion_policy.common.errors import ConfigError, DataError, EnvWorkerError
+from diffusion_policy.common.errors import ConfigError, DataError
 from diffusion_policy.common.file_cache import cached, fingerprint_of, identity_of, rebuild
 from diffusion_policy.common.replay_buffer import ReplayBuffer
 from diffusion_policy.common.zarr_util import (
@@ -37,6 +34,7 @@ from diffusion_policy.common.zarr_util import (
     get_optimal_chunks,
     write_rows,
 )
+from diffusion_policy.scripts.worker_pool import map_in_processes
 from diffusion_policy.workspace.command_line import errors_as_sentences
 
 # The data sets (and with them torch) are imported where they are needed: every process that draws
@@ -84,21 +82,7 @@ def draw_all(
     """
     blocks = [states[i : i + block_length] for i in range(0, len(states), block_length)]
     draw_block = functools.partial(draw, render_size=render_size)
-    if min(workers, len(blocks)) <= 1:
-        yield from map(draw_block, blocks)
-        return
-    # Fresh interpreters: forking a process that has loaded SDL or OpenMP is not safe everywhere.
-    context = multiprocessing.get_context("spawn")
-    executor = ProcessPoolExecutor(min(workers, len(blocks)), mp_context=context)
-    try:
-        yield from executor.map(draw_block, blocks)
-    except BrokenProcessPool as error:
-        raise EnvWorkerError(
-            "a process that draws images died (killed, or out of memory); nothing was written, run "
-            "again, with fewer --workers if memory is short"
-        ) from error
-    finally:
-        executor.shutdown(wait=False, cancel_futures=True)
+    yield from map_in_processes(draw_block, blocks, workers)
 
 
 def render_images(

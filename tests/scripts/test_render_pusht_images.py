@@ -16,7 +16,7 @@ from diffusion_policy.common.replay_buffer import ReplayBuffer
 from diffusion_policy.dataset.pusht_dataset import EMBEDDED
 from diffusion_policy.dataset.pusht_image_dataset import PushTImageDataset
 from diffusion_policy.env.pusht.pusht_env import PushTEnv
-from diffusion_policy.scripts import render_pusht_images
+from diffusion_policy.scripts import render_pusht_images, worker_pool
 from diffusion_policy.scripts.render_pusht_images import render_images
 
 
@@ -87,9 +87,9 @@ def test_several_processes_draw_what_one_draws():
 
 def test_a_process_that_dies_is_reported_and_nothing_is_written(tmp_path, monkeypatch):
     dying = functools.partial(ProcessPoolExecutor, initializer=os._exit, initargs=(3,))
-    monkeypatch.setattr(render_pusht_images, "ProcessPoolExecutor", dying)
+    monkeypatch.setattr(worker_pool, "ProcessPoolExecutor", dying)
     source = make_store(tmp_path / "a.zarr", (100,))  # two blocks
-    with pytest.raises(EnvWorkerError, match="a process that draws images died"):
+    with pytest.raises(EnvWorkerError, match="a worker process died"):
         render_images(source, tmp_path / "b.zarr", workers=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "b.zarr.lock"]
 
