@@ -7,10 +7,11 @@ rendered from the states): ``data/{state,keypoint,action,n_contacts}`` and ``met
 The same options give the same bytes, whatever the number of workers.
 
 Starts are those of ``PushTEnv.reset(seed=0, 1, 2 ...)``; published evaluations use seeds from
-100000 on, so no start of a test is ever demonstrated. Shorter demonstrations follow that begin with
-the T nearly in place (``--n-finishes``): how to mend a push that ended just beside the goal.
+100000 on, so no start of a test is ever demonstrated. Demonstrations of recovering follow
+(``--n-recoveries``): in turns from a T beside its goal and from one that went astray.
 """
 
+import itertools
 import os
 import pathlib
 import tempfile
@@ -25,7 +26,7 @@ from tqdm import tqdm
 
 from diffusion_policy.common.errors import ConfigError, DataError, EnvWorkerError
 from diffusion_policy.common.replay_buffer import ReplayBuffer
-from diffusion_policy.env.pusht.expert.episode import Recording, record_episode
+from diffusion_policy.env.pusht.expert.episode import Recording, Start, record_episode
 from diffusion_policy.scripts.worker_pool import map_in_processes
 
 FIRST_TEST_SEED = 100_000
@@ -46,22 +47,23 @@ class Job(NamedTuple):
     env_seed: int
     expert_seed: int
     legacy: bool
-    unfinished: bool = False
+    start: Start = Start.RESET
 
 
 def _record(job: Job) -> Recording:
     return record_episode(**job._asdict())
 
 
-def record_all(n_episodes: int, n_finishes: int, seed: int, workers: int) -> Iterator[Recording]:
-    """Demonstrations of starts 0 ... n_episodes - 1, then those of unfinished ones, in order.
+def record_all(n_episodes: int, n_recoveries: int, seed: int, workers: int) -> Iterator[Recording]:
+    """Demonstrations of starts 0 ... n_episodes - 1, then those of recovering, in order.
 
     Raises:
         EnvWorkerError: if a worker process dies.
     """
     jobs = [Job(episode, seed, is_legacy(episode)) for episode in range(n_episodes)]
-    numbers = range(n_episodes, n_episodes + n_finishes)
-    jobs += [Job(number, seed, legacy=False, unfinished=True) for number in numbers]
+    numbers = range(n_episodes, n_episodes + n_recoveries)
+    recoveries = itertools.cycle([Start.NEARLY_THERE, Start.ASTRAY])
+    jobs += [Job(number, seed, False, start) for number, start in zip(numbers, recoveries)]  # noqa: B905
     yield from map_in_processes(_record, jobs, workers)
 
 
@@ -110,11 +112,11 @@ def _summary(recordings: list[Recording], kept: list[Recording]) -> str:
     help="Starts to demonstrate.",
 )
 @click.option(
-    "--n-finishes",
+    "--n-recoveries",
     default=300,
     show_default=True,
     type=click.IntRange(0),
-    help="Further ones in which the T only has to be put right.",
+    help="Further ones, from where mistakes lead.",
 )
 @click.option("--seed", default=0, show_default=True, help="What the expert leaves to chance.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes.")
@@ -122,14 +124,14 @@ def _summary(recordings: list[Recording], kept: list[Recording]) -> str:
 def main(
     output: pathlib.Path,
     n_episodes: int,
-    n_finishes: int,
+    n_recoveries: int,
     seed: int,
     workers: int,
     overwrite: bool,
 ) -> None:
     """Command line."""
     try:
-        _generate(output, n_episodes, n_finishes, seed, workers, overwrite)
+        _generate(output, n_episodes, n_recoveries, seed, workers, overwrite)
     except (ConfigError, DataError, EnvWorkerError) as error:
         raise click.ClickException(str(error)) from error
 
@@ -137,7 +139,7 @@ def main(
 def _generate(
     output: pathlib.Path,
     n_episodes: int,
-    n_finishes: int,
+    n_recoveries: int,
     seed: int,
     workers: int,
     overwrite: bool,
@@ -150,8 +152,8 @@ def _generate(
         raise DataError(f"{output} exists already; choose another name or pass --overwrite")
     output.parent.mkdir(parents=True, exist_ok=True)
 
-    total = n_episodes + n_finishes
-    episodes = record_all(n_episodes, n_finishes, seed, workers)
+    total = n_episodes + n_recoveries
+    episodes = record_all(n_episodes, n_recoveries, seed, workers)
     recordings = list(tqdm(episodes, total=total, desc="Demonstrations"))
     kept = [recording for recording in recordings if recording.success]
     if not kept:

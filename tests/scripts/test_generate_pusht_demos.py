@@ -19,7 +19,7 @@ from diffusion_policy.env.pusht.pusht_keypoints_env import BLOCK_KEYPOINTS
 from diffusion_policy.env.pusht.pymunk_keypoint_manager import PymunkKeypointManager
 from diffusion_policy.scripts import generate_pusht_demos as script
 
-SMALL = ("-n", 2, "--n-finishes", 1, "--seed", 5)
+SMALL = ("-n", 2, "--n-recoveries", 1, "--seed", 5)
 
 
 def run(*args):
@@ -102,14 +102,14 @@ def test_failures_are_dropped_and_counted(tmp_path, monkeypatch):
     outcomes = [recording(True), recording(False), recording(True, 6)]
     monkeypatch.setattr(script, "record_all", lambda *_: iter(outcomes))
     path = tmp_path / "demos.zarr.zip"
-    result = run("-o", path, "-n", 3, "--n-finishes", 0)
+    result = run("-o", path, "-n", 3, "--n-recoveries", 0)
     assert "2 episodes kept, 1 failures dropped (success rate 66.7%); 10 steps" in result.output
     assert check_layout(path).episode_ends[:].tolist() == [4, 10]
 
 
 def test_nothing_is_written_when_nothing_was_solved(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "record_all", lambda *_: iter([recording(False)]))
-    result = run("-o", tmp_path / "demos.zarr.zip", "-n", 1, "--n-finishes", 0)
+    result = run("-o", tmp_path / "demos.zarr.zip", "-n", 1, "--n-recoveries", 0)
     assert result.exit_code != 0
     assert "none of the 1 starts was solved" in result.output
     assert not list(tmp_path.iterdir())

@@ -11,14 +11,21 @@ import shapely
 from diffusion_policy.env.pusht.expert.contacts import Push, possible_pushes
 from diffusion_policy.env.pusht.expert.episode import (
     Disturbance,
-    draw_unfinished_state,
+    Start,
+    draw_state,
     record_episode,
 )
 from diffusion_policy.env.pusht.expert.metric import Style, outline_distance, phase_for
 from diffusion_policy.env.pusht.expert.planner import Planner
 from diffusion_policy.env.pusht.expert.route import CLEARANCE, T_SHAPE, RouteMap, pace
 from diffusion_policy.env.pusht.expert.scratch import Scratch, observe
-from diffusion_policy.env.pusht.geometry import GOAL_POSE, goal_coverage, to_local, to_world
+from diffusion_policy.env.pusht.geometry import (
+    GOAL_POSE,
+    OUTLINE,
+    goal_coverage,
+    to_local,
+    to_world,
+)
 from diffusion_policy.env.pusht.pusht_env import PushTEnv
 from diffusion_policy.env.pusht.world import AGENT_RADIUS
 
@@ -187,21 +194,30 @@ def test_the_expert_solves_random_starts(seed, legacy):
     assert goal_coverage(tuple(state[-1, 2:])) > 0.6
 
 
-def test_unfinished_starts_are_close_to_the_goal_but_not_there():
+@pytest.mark.parametrize("start", [Start.NEARLY_THERE, Start.ASTRAY])
+def test_places_to_recover_from_are_free_and_not_solved(start):
     rng = np.random.default_rng(0)
-    states = np.array([draw_unfinished_state(rng) for _ in range(100)])
+    states = np.array([draw_state(start, rng) for _ in range(100)])
     coverage = np.array([goal_coverage(tuple(state[2:])) for state in states])
-    assert 0.05 < coverage.min() < coverage.max() < 0.95
+    assert coverage.max() < 0.95
+    assert (coverage.mean() > 0.3) == (start is Start.NEARLY_THERE)
     for agent_x, agent_y, *pose in states:
         (seen_from_block,) = to_local([(agent_x, agent_y)], pose)
         assert T_SHAPE.distance(shapely.Point(seen_from_block)) > AGENT_RADIUS
+        corners = np.array(to_world(OUTLINE, pose))
+        assert 7 < corners.min() < corners.max() < 505  # between the walls
+    reached = np.array(states)[:, 2:4]
+    if start is Start.ASTRAY:
+        assert reached.min() < 60
+        assert reached.max() > 450
 
 
-def test_the_expert_finishes_what_was_left_unfinished():
-    recording = record_episode(3, 0, legacy=False, unfinished=True)
+@pytest.mark.parametrize("start", [Start.NEARLY_THERE, Start.ASTRAY])
+def test_the_expert_recovers(start):
+    recording = record_episode(3, 0, legacy=False, start=start)
     assert recording.success
-    start = draw_unfinished_state(np.random.default_rng([0, 3]))
-    np.testing.assert_allclose(recording.data["state"][0], start, rtol=1e-4)
+    first = draw_state(start, np.random.default_rng([0, 3]))
+    np.testing.assert_allclose(recording.data["state"][0], first, rtol=1e-4)
 
 
 def test_the_same_seeds_give_the_same_demonstration():

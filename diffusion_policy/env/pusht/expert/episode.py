@@ -7,7 +7,9 @@ Learning", CoRL 2017). After each disturbance the expert checks whether its plan
 it should, and plans anew where not: the stored action always suits the stored state.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import Enum
 
 import numpy as np
 import shapely
@@ -16,19 +18,30 @@ from diffusion_policy.env.pusht.expert.metric import SUCCESS, Style
 from diffusion_policy.env.pusht.expert.planner import Plan, Planner
 from diffusion_policy.env.pusht.expert.route import CLEARANCE, T_SHAPE
 from diffusion_policy.env.pusht.expert.scratch import observe
-from diffusion_policy.env.pusht.geometry import GOAL_POSE, Point, goal_coverage, to_local
+from diffusion_policy.env.pusht.geometry import (
+    GOAL_POSE,
+    OUTLINE,
+    T_CENTER_OF_GRAVITY,
+    Point,
+    Pose,
+    goal_coverage,
+    to_local,
+    to_world,
+)
 from diffusion_policy.env.pusht.pusht_env import PushTEnv
 from diffusion_policy.env.pusht.pusht_keypoints_env import PushTKeypointsEnv
 from diffusion_policy.env.pusht.pymunk_keypoint_manager import PymunkKeypointManager
+from diffusion_policy.env.pusht.world import AGENT_RADIUS, WINDOW_SIZE
 
 MAX_STEPS = 300
 _TREMOR = 0.15  # standard deviation, in units of the current speed
 _TREMOR_MEMORY = 0.7  # correlation from one action to the next
 _BUMP_RATE = 1 / 40  # per action
 _BUMP_STRENGTH = (1.0, 3.0)  # in units of the current speed
-_UNFINISHED_OFFSET = 40.0  # px, of the T from its goal, along each axis
-_UNFINISHED_TURN = 0.4  # rad
-_AGENT_OFFSET = 150.0  # px, of the agent from the goal, along each axis
+_MISSED_BY = 40.0  # px, along each axis
+_TURNED_BY = 0.4  # rad
+_AGENT_OFFSET = 150.0  # px, from the middle of the T, along each axis
+_WALL = 8.0  # px: walls are 5 px from the border of the window and 2 px thick to either side
 _HAND_RANGE = (10.0, 502.0)  # a disturbed hand stays in the window
 
 
@@ -74,22 +87,44 @@ class Recording:
         return len(self.data["action"])
 
 
-def draw_unfinished_state(rng: np.random.Generator) -> np.ndarray:
-    """A state (5,) in which somebody failed to finish: the T nearly in place, the agent anywhere.
+class Start(Enum):
+    """Where a demonstration begins.
 
-    The expert rarely needs a second try, so its complete episodes hardly ever show one; a policy
-    cloned from them alone brings the T close and then does not know how to finish.
+    The expert rarely needs a second try, so its complete episodes hardly show what a learner's
+    mistakes lead to. A policy cloned from them alone gets stuck there; so the expert also shows how
+    to go on from such places.
     """
-    goal_x, goal_y, goal_angle = GOAL_POSE
+
+    RESET = "as PushTEnv.reset places T and agent"
+    NEARLY_THERE = "the T beside its goal, as after a push that missed"
+    ASTRAY = "the T anywhere on the table, also in its corners, with the agent close to it"
+
+
+def draw_state(start: Start, rng: np.random.Generator) -> np.ndarray:
+    """A state (5,) that is ``NEARLY_THERE`` or ``ASTRAY``, not solved, the agent clear of the T."""
     while True:
-        x, y = rng.uniform(-_UNFINISHED_OFFSET, _UNFINISHED_OFFSET, 2)
-        turn = rng.uniform(-_UNFINISHED_TURN, _UNFINISHED_TURN)
-        pose = (goal_x + x, goal_y + y, goal_angle + turn)
-        agent = (goal_x, goal_y) + rng.uniform(-_AGENT_OFFSET, _AGENT_OFFSET, 2)
+        pose = _draw_pose(start, rng)
+        middle = to_world([T_CENTER_OF_GRAVITY], pose)[0]
+        agent = np.add(middle, rng.uniform(-_AGENT_OFFSET, _AGENT_OFFSET, 2))
         (seen_from_block,) = to_local([tuple(agent)], pose)
-        is_free = T_SHAPE.distance(shapely.Point(seen_from_block)) > CLEARANCE
-        if is_free and goal_coverage(pose) < SUCCESS:
+        is_clear = T_SHAPE.distance(shapely.Point(seen_from_block)) > CLEARANCE
+        if is_clear and _on_table([tuple(agent)], AGENT_RADIUS) and goal_coverage(pose) < SUCCESS:
             return np.array([*agent, *pose])
+
+
+def _draw_pose(start: Start, rng: np.random.Generator) -> Pose:
+    x, y, angle = GOAL_POSE
+    if start is Start.NEARLY_THERE:
+        dx, dy = rng.uniform(-_MISSED_BY, _MISSED_BY, 2)
+        return x + dx, y + dy, angle + rng.uniform(-_TURNED_BY, _TURNED_BY)
+    while True:
+        pose = (*rng.uniform(0, WINDOW_SIZE, 2), rng.uniform(0, 2 * np.pi))
+        if _on_table(to_world(OUTLINE, pose), _WALL):
+            return pose
+
+
+def _on_table(points: Iterable[Point], margin: float) -> bool:
+    return all(margin <= value <= WINDOW_SIZE - margin for point in points for value in point)
 
 
 def record_episode(
@@ -97,7 +132,7 @@ def record_episode(
     expert_seed: int,
     legacy: bool,
     max_steps: int = MAX_STEPS,
-    unfinished: bool = False,
+    start: Start = Start.RESET,
 ) -> Recording:
     """Let the expert solve one start.
 
@@ -106,13 +141,12 @@ def record_episode(
         expert_seed: Together with ``env_seed``, decides everything the expert leaves to chance.
         legacy: Start placement, see :class:`PushTEnv`.
         max_steps: When to give up.
-        unfinished: Start from :func:`draw_unfinished_state` instead.
+        start: From where.
     """
     rng = np.random.default_rng([expert_seed, env_seed])
     env = PushTEnv(legacy=legacy)
-    env.reset(
-        seed=env_seed, options={"reset_to_state": draw_unfinished_state(rng)} if unfinished else {}
-    )
+    state = None if start is Start.RESET else draw_state(start, rng)
+    env.reset(seed=env_seed, options={} if state is None else {"reset_to_state": state})
     assert env.world is not None
     keypoints = PymunkKeypointManager(**PushTKeypointsEnv.genenerate_keypoint_manager_params())
     planner = Planner(Style.draw(rng), rng)
