@@ -8,8 +8,9 @@ The codecs are those of ``imagecodecs.numcodecs``. Ours differ in two ways:
 * **Only leading axes of a chunk are dropped**, never the channel: a chunk ``(1, H, W, 1)`` is the
   image ``(H, W, 1)``.
 
-zarr finds a codec only after :func:`register_codecs`. The data sets call it before they open images
-(:mod:`diffusion_policy.dataset.image_arrays`); in your own scripts, do the same.
+zarr finds both without being asked, through the entry points of this package. For the other codecs
+of imagecodecs call :func:`register_codecs`, as the image data sets do before they open a store
+(:mod:`diffusion_policy.dataset.image_arrays`).
 """
 
 import logging

@@ -4,6 +4,7 @@ import json
 import logging
 import subprocess
 import sys
+from importlib.metadata import entry_points
 
 import imagecodecs.numcodecs as upstream
 import numpy as np
@@ -235,3 +236,9 @@ def test_a_codec_of_somebody_else_stays_unless_forced(caplog):
     assert "registered already" in caplog.text
     register_codecs(force=True)
     assert codec_registry["imagecodecs_jpeg2k"] is Jpeg2k
+
+
+@pytest.mark.parametrize("codec", [Jpeg2k, JpegXl])
+def test_the_package_announces_its_codecs_to_whoever_opens_a_store(codec):
+    announced = {entry.name: entry for entry in entry_points(group="numcodecs.codecs")}
+    assert announced[codec.codec_id].load() is codec
