@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.model.diffusion.conditional_unet1d import ConditionalUnet1D
 from diffusion_policy.policy.base_diffusion_policy import BaseDiffusionPolicy
 from diffusion_policy.policy.base_image_policy import BaseImagePolicy
@@ -35,13 +36,15 @@ class DiffusionUnetImagePolicy(BaseDiffusionPolicy, BaseImagePolicy):
         n_obs_steps: To, observations that the policy looks at.
         num_inference_steps: denoising steps at inference; None is one per training step.
         obs_as_global_cond: the mode.
+        pred_action_steps_only: denoise only the executed actions (needs global conditioning).
         diffusion_step_embed_dim, down_dims, kernel_size, n_groups, cond_predict_scale: of the
             :class:`ConditionalUnet1D`.
         legacy_ddpm_steps: see :func:`diffusion_policy.policy.diffusion.sampling_timesteps`.
         kwargs: passed to ``noise_scheduler.step`` (for example ``eta`` of DDIM).
 
     Raises:
-        ConfigError: ``shape_meta`` is malformed, or the U-Net cannot be built.
+        ConfigError: ``shape_meta`` is malformed, options that exclude each other, or the U-Net
+            cannot be built.
     """
 
     def __init__(
@@ -59,10 +62,13 @@ class DiffusionUnetImagePolicy(BaseDiffusionPolicy, BaseImagePolicy):
         kernel_size: int = 5,
         n_groups: int = 8,
         cond_predict_scale: bool = True,
+        pred_action_steps_only: bool = False,
         legacy_ddpm_steps: bool = True,
         **kwargs: Any,
     ):
         super().__init__()
+        if pred_action_steps_only and not obs_as_global_cond:
+            raise ConfigError("pred_action_steps_only=True needs obs_as_global_cond=True")
         self.set_up_shapes(shape_meta)
         [feature_dim] = obs_encoder.output_shape()
         given_dim = 0 if obs_as_global_cond else feature_dim
@@ -88,6 +94,7 @@ class DiffusionUnetImagePolicy(BaseDiffusionPolicy, BaseImagePolicy):
         )
         self.obs_feature_dim = feature_dim
         self.obs_as_global_cond = obs_as_global_cond
+        self.pred_action_steps_only = pred_action_steps_only
         for name, part in (("Diffusion", self.model), ("Vision", self.obs_encoder)):
             logger.info("%s params: %e", name, sum(p.numel() for p in part.parameters()))
 
@@ -95,7 +102,7 @@ class DiffusionUnetImagePolicy(BaseDiffusionPolicy, BaseImagePolicy):
     def predict_action(
         self, obs_dict: dict[str, Tensor], generator: Generators = None
     ) -> dict[str, Tensor]:
-        """Predicts ``action`` (B, Ta, Da) and ``action_pred`` (B, T, Da), in raw units.
+        """Predicts ``action`` (B, Ta, Da) and ``action_pred`` (B, T or Ta, Da), in raw units.
 
         Raises:
             ConfigError: the observations are not what ``shape_meta`` says.

@@ -161,6 +161,21 @@ def test_frames_behind_the_observations_are_never_converted(monkeypatch):
     assert converted == [(3, 2, 3, 12, 12)]
 
 
+def test_it_can_denoise_the_executed_actions_only():
+    policy = make_policy(pred_action_steps_only=True)
+    result = policy.predict_action(observations())
+    assert result["action"].shape == (3, 4, 2)
+    assert torch.equal(result["action"], result["action_pred"])
+    batch = training_batch()
+    torch.manual_seed(0)
+    loss = policy.compute_loss(batch)
+    batch["action"][:, 0] = batch["action"][:, 5:] = 0  # behind and ahead of them
+    torch.manual_seed(0)
+    assert torch.equal(policy.compute_loss(batch), loss)
+    with pytest.raises(ConfigError, match="needs obs_as_global_cond=True"):
+        make_policy(pred_action_steps_only=True, global_cond=False)
+
+
 def test_inpainting_trains_on_the_observations_of_all_steps():
     policy = make_policy(global_cond=False)
     policy.compute_loss(training_batch())
