@@ -54,7 +54,7 @@ def test_train_without_a_configuration_says_so():
     ("override", "sentence"),
     [
         ("task.dataset.zarr_path=nowhere/x.zarr", "download_data pusht"),
-        ("horizon=18", "horizon"),
+        ("horizon=8", "horizon"),
         ("training.device=cuda:77", "cuda:77"),
     ],
 )
