@@ -19,12 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import click
 import numpy as np
 import torch
 import zarr
+from bench_batches import seconds_per_call
 from torch.utils.data import default_collate
 
 from diffusion_policy.common.replay_buffer import ReplayBuffer
@@ -65,17 +66,6 @@ def data_at(path: pathlib.Path | None, quick: bool) -> Iterator[pathlib.Path]:
         return
     with tempfile.TemporaryDirectory() as folder:
         yield synthetic_store(folder, *((10, 600) if quick else (206, 25_650)))
-
-
-def seconds_per_call(call: Callable[[], object], repeats: int) -> float:
-    """Median of ``repeats`` calls, after one to warm up."""
-    call()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
 
 
 class Straightforward(torch.utils.data.Dataset):

@@ -50,7 +50,7 @@ def main(run_dir: str, config_name: str, n_test: int, overrides: tuple[str, ...]
     )
     result = json.loads((evaluation / "eval_log.json").read_text())
     click.secho(f"\ntest/mean_score {result['test/mean_score']:.3f}", bold=True, nl=False)
-    click.echo(f" over {n_test} unseen environments (an untrained policy gets about 0.16)")
+    click.echo(f" over {n_test} unseen environments")
     click.echo(
         f"training {(trained - start) / 60:.1f} min, evaluation "
         f"{(time.monotonic() - trained) / 60:.1f} min"

@@ -24,10 +24,11 @@ import numcodecs
 import numpy as np
 from tqdm import tqdm
 
-from diffusion_policy.common.errors import ConfigError, DataError, EnvWorkerError
+from diffusion_policy.common.errors import ConfigError, DataError
 from diffusion_policy.common.replay_buffer import ReplayBuffer
 from diffusion_policy.env.pusht.expert.episode import Recording, Start, record_episode
 from diffusion_policy.scripts.worker_pool import map_in_processes
+from diffusion_policy.workspace.command_line import errors_as_sentences
 
 FIRST_TEST_SEED = 100_000
 _COMPRESSOR = numcodecs.Blosc("zstd", clevel=5, shuffle=numcodecs.Blosc.BITSHUFFLE)
@@ -54,17 +55,21 @@ def _record(job: Job) -> Recording:
     return record_episode(**job._asdict())
 
 
+def jobs_of(n_episodes: int, n_recoveries: int, seed: int) -> list[Job]:
+    """Starts 0 ... n_episodes - 1, then places to recover from, in turns of either kind."""
+    whole = [Job(episode, seed, is_legacy(episode)) for episode in range(n_episodes)]
+    kinds = itertools.cycle([Start.NEARLY_THERE, Start.ASTRAY])
+    numbers = range(n_episodes, n_episodes + n_recoveries)
+    return whole + [Job(n, seed, False, kind) for n, kind in zip(numbers, kinds, strict=False)]
+
+
 def record_all(n_episodes: int, n_recoveries: int, seed: int, workers: int) -> Iterator[Recording]:
-    """Demonstrations of starts 0 ... n_episodes - 1, then those of recovering, in order.
+    """The demonstrations of :func:`jobs_of`, in order.
 
     Raises:
         EnvWorkerError: if a worker process dies.
     """
-    jobs = [Job(episode, seed, is_legacy(episode)) for episode in range(n_episodes)]
-    numbers = range(n_episodes, n_episodes + n_recoveries)
-    recoveries = itertools.cycle([Start.NEARLY_THERE, Start.ASTRAY])
-    jobs += [Job(number, seed, False, start) for number, start in zip(numbers, recoveries)]  # noqa: B905
-    yield from map_in_processes(_record, jobs, workers)
+    return map_in_processes(_record, jobs_of(n_episodes, n_recoveries, seed), workers)
 
 
 def write_store(recordings: list[Recording], path: pathlib.Path) -> None:
@@ -130,37 +135,24 @@ def main(
     overwrite: bool,
 ) -> None:
     """Command line."""
-    try:
-        _generate(output, n_episodes, n_recoveries, seed, workers, overwrite)
-    except (ConfigError, DataError, EnvWorkerError) as error:
-        raise click.ClickException(str(error)) from error
+    with errors_as_sentences():
+        if "".join(output.suffixes[-2:]) != ".zarr.zip":
+            raise ConfigError(
+                f"the output {output} is a zipped zarr store, so it must end in .zarr.zip"
+            )
+        if output.exists() and not overwrite:
+            raise DataError(f"{output} exists already; choose another name or pass --overwrite")
+        output.parent.mkdir(parents=True, exist_ok=True)
 
-
-def _generate(
-    output: pathlib.Path,
-    n_episodes: int,
-    n_recoveries: int,
-    seed: int,
-    workers: int,
-    overwrite: bool,
-) -> None:
-    if "".join(output.suffixes[-2:]) != ".zarr.zip":
-        raise ConfigError(
-            f"the output {output} is a zipped zarr store, so it must end in .zarr.zip"
-        )
-    if output.exists() and not overwrite:
-        raise DataError(f"{output} exists already; choose another name or pass --overwrite")
-    output.parent.mkdir(parents=True, exist_ok=True)
-
-    total = n_episodes + n_recoveries
-    episodes = record_all(n_episodes, n_recoveries, seed, workers)
-    recordings = list(tqdm(episodes, total=total, desc="Demonstrations"))
-    kept = [recording for recording in recordings if recording.success]
-    if not kept:
-        raise DataError(f"none of the {total} starts was solved, so there is nothing to store")
-    write_store(kept, output)
-    print(_summary(recordings, kept))
-    print(f"written to {output}")
+        total = n_episodes + n_recoveries
+        episodes = record_all(n_episodes, n_recoveries, seed, workers)
+        recordings = list(tqdm(episodes, total=total, desc="Demonstrations"))
+        kept = [recording for recording in recordings if recording.success]
+        if not kept:
+            raise DataError(f"none of the {total} starts was solved, so there is nothing to store")
+        write_store(kept, output)
+        print(_summary(recordings, kept))
+        print(f"written to {output}")
 
 
 if __name__ == "__main__":

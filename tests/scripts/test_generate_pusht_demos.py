@@ -182,6 +182,14 @@ def test_the_embedded_demonstrations_are_what_the_expert_does(embedded):
         np.testing.assert_allclose(values, stored[key][:20], atol=1e-3)
 
 
+def test_the_embedded_recoveries_are_those_of_the_command(embedded):
+    for number, job in enumerate(script.jobs_of(n_episodes=260, n_recoveries=2, seed=0)[260:]):
+        again = record_episode(**job._asdict() | {"max_steps": 20})
+        stored = embedded.get_episode(259 + number)  # one of the 260 whole ones failed
+        for key, values in again.data.items():
+            np.testing.assert_allclose(values, stored[key][: len(values)], atol=1e-3)
+
+
 def test_the_embedded_key_points_belong_to_the_embedded_states(embedded):
     manager = PymunkKeypointManager({"block": np.array(BLOCK_KEYPOINTS)})
     for t in range(0, embedded.n_steps, 997):
