@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import random
 import sys
 
 import numpy as np
 import pytest
+import torch
 
 TESTS = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS))  # configurations in tests name classes of toys.py
@@ -15,6 +17,14 @@ os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
 os.environ.setdefault("WANDB_MODE", "disabled")
 
 SHARED = TESTS.parents[1] / "shared"
+
+
+@pytest.fixture(autouse=True)
+def seeded_generators() -> None:
+    """Every test starts from the same random numbers, whichever tests ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 def _need(path: pathlib.Path) -> pathlib.Path:

@@ -37,8 +37,10 @@ class PushTKeypointsEnv(PushTEnv):
 
     The values are the key points of the block in world coordinates (9 x 2 px), then those of the
     agent if ``agent_keypoints`` or else its position; ``visible`` is 1 or 0 for each value. Hidden
-    key points keep their true
-    values: it is up to the policy to ignore them.
+    key points keep their true values: it is up to the policy to ignore them.
+
+    ``observation_space`` declares the window, as the published environment does; key points of a
+    block at the edge lie some pixels outside of it (in about 3 % of the initial states).
 
     Args:
         keypoint_visible_rate: Probability of a key point to be visible, drawn anew for every

@@ -119,6 +119,14 @@ def test_gymnasium_accepts_the_environment():
         check_env(PushTKeypointsEnv())
 
 
+def test_key_points_of_a_block_at_the_edge_lie_outside_the_declared_window():
+    # As in the original, whose bounds are kept: its T may start with an end beyond the edge.
+    env = PushTKeypointsEnv()
+    obs, _ = env.reset(seed=2)
+    assert obs[:18].min() == pytest.approx(-1.57098, abs=1e-4)
+    assert env.observation_space.low[:18].min() == 0
+
+
 def test_key_point_runs_of_the_original_are_reproduced(golden):
     data = np.load(golden / "f_pusht.npz")
     runs = json.loads((golden / "f_pusht.json").read_text())["runs"]
