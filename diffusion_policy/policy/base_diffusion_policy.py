@@ -77,9 +77,6 @@ class BaseDiffusionPolicy(BasePolicy):
         self.legacy_ddpm_steps = legacy_ddpm_steps
         self.kwargs = step_kwargs
 
-    def set_normalizer(self, normalizer: LinearNormalizer) -> None:
-        self.normalizer.load_state_dict(normalizer.state_dict())
-
     def executed_steps(self) -> slice:
         """The steps of the horizon that are executed."""
         start = self.n_obs_steps - 1 if self.oa_step_convention else self.n_obs_steps

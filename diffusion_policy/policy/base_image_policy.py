@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.shape_meta import ShapeMeta, parse_shape_meta
-from diffusion_policy.model.common.normalizer import LinearNormalizer
 from diffusion_policy.policy.base_policy import BasePolicy
 
 Observations = Mapping[str, Tensor]
@@ -24,12 +23,10 @@ class BaseImagePolicy(BasePolicy):
         shape_meta: as given; runners compare it with what their environments observe.
         shapes: what it says.
         action_dim: Da.
-        normalizer: of every observation and of ``action``.
         obs_encoder: maps one step of all observations, ``{key: (N, ...)}``, to features (N, F).
             Policies that look at whole clips have none.
     """
 
-    normalizer: LinearNormalizer
     obs_encoder: nn.Module
 
     def set_up_shapes(self, shape_meta: Mapping[str, Any]) -> None:

@@ -10,7 +10,13 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 class BasePolicy(ModuleAttrMixin):
-    """Maps a window of observations to a chunk of actions."""
+    """Maps a window of observations to a chunk of actions.
+
+    Attributes:
+        normalizer: of observations and actions; every policy makes an empty one.
+    """
+
+    normalizer: LinearNormalizer
 
     def predict_action(
         self, obs_dict: dict[str, torch.Tensor], generator: Generators = None
@@ -32,4 +38,4 @@ class BasePolicy(ModuleAttrMixin):
 
     def set_normalizer(self, normalizer: LinearNormalizer) -> None:
         """Takes over (a copy of) the normalizer fitted on the training data."""
-        raise NotImplementedError
+        self.normalizer.load_state_dict(normalizer.state_dict())

@@ -80,6 +80,22 @@ class TrainWorkspace(BaseWorkspace):
             options["fused"] = True  # one kernel, not a loop over parameters
         return instantiate({**options, **self.cfg.optimizer}, params=self.model.parameters())
 
+    def make_lr_scheduler(self, n_batches: int, last_step: int) -> torch.optim.lr_scheduler.LambdaLR:
+        """The schedule of the learning rate, as ``cfg.training`` says.
+
+        Args:
+            n_batches: in the whole run.
+            last_step: the optimizer's last step so far; -1 at the start.
+        """
+        training = self.cfg.training
+        return get_scheduler(
+            training.lr_scheduler,
+            optimizer=self.optimizer,
+            num_warmup_steps=training.lr_warmup_steps,
+            num_training_steps=n_batches // training.gradient_accumulate_every,
+            last_epoch=last_step,
+        )
+
     def train_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """One batch: loss, gradients and, where it is due, an update of the weights.
 
@@ -199,14 +215,9 @@ class TrainWorkspace(BaseWorkspace):
 
     def set_up_schedule(self) -> None:
         """Learning rate and moving average, each at the position where the run stands."""
-        training = self.cfg.training
-        n_batches = len(self.train_loader) * training.num_epochs
-        self.lr_scheduler = get_scheduler(
-            training.lr_scheduler,
-            optimizer=self.optimizer,
-            num_warmup_steps=training.lr_warmup_steps,
-            num_training_steps=n_batches // training.gradient_accumulate_every,
-            last_epoch=self.resume_state.get("optimizer_steps", self._optimizer_steps()) - 1,
+        self.lr_scheduler = self.make_lr_scheduler(
+            n_batches=len(self.train_loader) * self.cfg.training.num_epochs,
+            last_step=self.resume_state.get("optimizer_steps", self._optimizer_steps()) - 1,
         )
         self.ema = None
         if self.ema_model is not None:
@@ -217,7 +228,8 @@ class TrainWorkspace(BaseWorkspace):
         """How often the optimizer has stepped, for checkpoints of the original that do not say
         so."""
         steps = [int(s["step"]) for s in self.optimizer.state.values() if "step" in s]
-        return max(steps, default=self.global_step // self.cfg.training.gradient_accumulate_every)
+        accumulate = self.cfg.training.get("gradient_accumulate_every", 1)
+        return max(steps, default=self.global_step // accumulate)
 
     def set_up_evaluation(self) -> None:
         self.env_runner = instantiate(self.cfg.task.env_runner, output_dir=self.output_dir)
