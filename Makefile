@@ -29,6 +29,7 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP_INSTALL) --editable ".[dev]"
+	$(PIP_INSTALL) --no-deps robomimic
 	@touch $@
 
 install: $(VENV)/.installed
@@ -51,7 +52,7 @@ lint: install-dev
 	$(BIN)/pyright
 
 test: lint system-packages
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 bench: install-dev
 	@for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done

@@ -68,6 +68,30 @@ def tiny_pusht_zarr(tmp_path_factory) -> pathlib.Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def tiny_image_zarr(tmp_path_factory):
+    """Six episodes of 12 steps in the published layout, images included."""
+    from diffusion_policy.common.replay_buffer import ReplayBuffer
+
+    rng = np.random.default_rng(0)
+    buffer = ReplayBuffer.create_empty_numpy()
+    for _ in range(6):
+        state = np.clip(250 + np.cumsum(rng.normal(size=(12, 5)) * 9, axis=0), 0, 511)
+        images = rng.integers(0, 256, size=(12, 96, 96, 3))
+        buffer.add_episode(
+            {
+                "img": images.astype(np.float32),
+                "state": state.astype(np.float32),
+                "action": state[:, :2].astype(np.float32) + 5,
+                "keypoint": np.zeros((12, 9, 2), np.float32),
+                "n_contacts": np.zeros((12, 1), np.float32),
+            }
+        )
+    path = tmp_path_factory.mktemp("data") / "tiny_images.zarr"
+    buffer.save_to_path(str(path))
+    return path
+
+
 @pytest.fixture
 def tiny_overrides(tiny_pusht_zarr) -> list[str]:
     """Overrides that make a configuration train in a second on the tiny data set."""

@@ -16,6 +16,7 @@ def check_config(cfg: DictConfig) -> None:
         ConfigError: a rule is broken.
     """
     check_horizon(cfg)
+    check_transformer(cfg)
     check_crops(cfg)
 
 
@@ -53,6 +54,41 @@ def check_horizon(cfg: DictConfig) -> None:
         )
     _check_actions_fit(cfg, horizon, n_obs, n_returned)
     _check_unet_length(cfg, horizon, n_returned)
+
+
+def check_transformer(cfg: DictConfig) -> None:
+    """Checks that the sequences of a diffusion transformer are as long and wide as those it gets.
+
+    Args:
+        cfg: a whole, resolved configuration; one without ``policy.model.n_layer`` passes.
+
+    Raises:
+        ConfigError: a rule is broken.
+    """
+    policy = cfg.get("policy")
+    model = OmegaConf.select(cfg, "policy.model")
+    if not model or "n_layer" not in model or "obs_dim" not in policy:
+        return
+    only_actions = policy.get("pred_action_steps_only")
+    name = "n_action_steps" if only_actions else "horizon"
+    longest = {"horizon": (name, policy[name])}
+    if model.get("n_obs_steps") is not None:  # its default is the horizon
+        longest["n_obs_steps"] = ("n_obs_steps", policy.n_obs_steps)
+    for key, (needed_by, needed) in longest.items():
+        if model[key] < needed:
+            raise ConfigError(
+                f"policy.model.{key} is {model[key]}, but the policy passes {needed_by}={needed} "
+                f"steps; set policy.model.{key}={needed}"
+            )
+    as_cond = policy.get("obs_as_cond")
+    width = policy.action_dim if as_cond else policy.action_dim + policy.obs_dim
+    expected = {"input_dim": width, "output_dim": width, "cond_dim": policy.obs_dim * bool(as_cond)}
+    for key, value in expected.items():
+        if model.get(key, 0) != value:
+            raise ConfigError(
+                f"policy.model.{key} is {model.get(key, 0)}, but with obs_as_cond={bool(as_cond)}, "
+                f"obs_dim={policy.obs_dim} and action_dim={policy.action_dim} it must be {value}"
+            )
 
 
 def check_crops(cfg: DictConfig) -> None:

@@ -173,13 +173,14 @@ class VectorRunner(BaseRunner):
         """
         if not self.episodes:
             return {}
-        try:
-            env = self._open()
-            self._check_observations(policy, env)
-            results = self._play(policy, env)
-        except BaseException:
-            self.close()
-            raise
+        with _numpy_generator_kept():
+            try:
+                env = self._open()
+                self._check_observations(policy, env)
+                results = self._play(policy, env)
+            except BaseException:
+                self.close()
+                raise
         return self.metrics(results)
 
     def _open(self) -> VectorEnv:
@@ -295,6 +296,20 @@ class VectorRunner(BaseRunner):
                 bar.update(len(ended) * most + running - bar.n)
 
             yield on_step
+
+
+@contextmanager
+def _numpy_generator_kept() -> Iterator[None]:
+    """Puts numpy's global generator back to where it was.
+
+    Environments that live in this process may draw from it, and how often depends on when they
+    were built; the training that is being evaluated must not.
+    """
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def _check_options(

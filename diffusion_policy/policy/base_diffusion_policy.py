@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_policy.common.draws import Generators
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.model.common.normalizer import LinearNormalizer
 from diffusion_policy.model.diffusion.mask_generator import LowdimMaskGenerator
-from diffusion_policy.policy.base_policy import BasePolicy, Generators
+from diffusion_policy.policy.base_policy import BasePolicy
 from diffusion_policy.policy.diffusion import Denoiser, ForwardProcess, reverse_process
 
 

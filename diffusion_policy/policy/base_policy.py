@@ -2,11 +2,9 @@
 
 import torch
 
+from diffusion_policy.common.draws import Generators
 from diffusion_policy.model.common.module_attr_mixin import ModuleAttrMixin
 from diffusion_policy.model.common.normalizer import LinearNormalizer
-
-# One generator for the whole batch, or one per row: a row's noise then depends on its own only.
-Generators = torch.Generator | list[torch.Generator] | None
 
 
 class BasePolicy(ModuleAttrMixin):

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from diffusion_policy.common.draws import Generators
 from diffusion_policy.common.errors import ConfigError
-from diffusion_policy.policy.base_policy import Generators
 
 # (noisy sample (B, T, D), position i in the list of timesteps) -> model output (B, T, D)
 Denoiser = Callable[[Tensor, int], Tensor]

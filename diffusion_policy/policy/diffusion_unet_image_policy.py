@@ -1,22 +1,16 @@
 """Diffusion Policy with the conditional 1-D U-Net on images (Chi et al. 2023, sec. III-A, B)."""
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.model.diffusion.conditional_unet1d import ConditionalUnet1D
-from diffusion_policy.policy.base_diffusion_policy import BaseDiffusionPolicy
-from diffusion_policy.policy.base_image_policy import BaseImagePolicy
-from diffusion_policy.policy.base_policy import Generators
-
-logger = logging.getLogger(__name__)
+from diffusion_policy.policy.base_diffusion_image_policy import BaseDiffusionImagePolicy
 
 
-class DiffusionUnetImagePolicy(BaseDiffusionPolicy, BaseImagePolicy):
+class DiffusionUnetImagePolicy(BaseDiffusionImagePolicy):
     """Denoises a window of ``horizon`` actions, conditioned on features of the observations.
 
     ===================  ==================================  ================================
@@ -94,37 +88,9 @@ class DiffusionUnetImagePolicy(BaseDiffusionPolicy, BaseImagePolicy):
         )
         self.obs_feature_dim = feature_dim
         self.obs_as_global_cond = obs_as_global_cond
+        self.inpainting = not obs_as_global_cond
         self.pred_action_steps_only = pred_action_steps_only
-        for name, part in (("Diffusion", self.model), ("Vision", self.obs_encoder)):
-            logger.info("%s params: %e", name, sum(p.numel() for p in part.parameters()))
+        self.log_sizes()
 
-    @torch.no_grad()
-    def predict_action(
-        self, obs_dict: dict[str, Tensor], generator: Generators = None
-    ) -> dict[str, Tensor]:
-        """Predicts ``action`` (B, Ta, Da) and ``action_pred`` (B, T or Ta, Da), in raw units.
-
-        Raises:
-            ConfigError: the observations are not what ``shape_meta`` says.
-        """
-        assert "past_action" not in obs_dict, "past actions as an input are not implemented"
-        features = self.encoded_obs(obs_dict, self.n_obs_steps)
-        if self.obs_as_global_cond:
-            conditions = {"global_cond": features.flatten(1)}
-            sample = self.sample(len(features), generator=generator, **conditions)
-        else:
-            sample = self.sample(len(features), features, generator)
-        return self.actions_of(sample)
-
-    def compute_loss(self, batch: dict[str, Any]) -> Tensor:
-        """Denoising loss of a batch ``obs`` {key: (B, >= To, ...)}, ``action`` (B, T, Da), raw.
-
-        Inpainting needs the observations of all T steps: they are part of the trajectory. The
-        encoder then learns through the first To of them, which the U-Net sees as they are.
-        """
-        assert "valid_mask" not in batch, "masked batches are not implemented"
-        naction = self.normalizer["action"].normalize(batch["action"])
-        if self.obs_as_global_cond:
-            features = self.encoded_obs(batch["obs"], self.n_obs_steps)
-            return self.denoising_loss(naction, global_cond=features.flatten(1))
-        return self.denoising_loss(naction, self.encoded_obs(batch["obs"], naction.shape[1]))
+    def conditions(self, features: Tensor) -> dict[str, Tensor]:
+        return {"global_cond": features.flatten(1)}

@@ -4,18 +4,15 @@ sec. III).
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.model.diffusion.conditional_unet1d import ConditionalUnet1D
-from diffusion_policy.policy.base_diffusion_policy import BaseDiffusionPolicy
-from diffusion_policy.policy.base_lowdim_policy import BaseLowdimPolicy
-from diffusion_policy.policy.base_policy import Generators
+from diffusion_policy.policy.base_diffusion_lowdim_policy import BaseDiffusionLowdimPolicy
 
 
-class DiffusionUnetLowdimPolicy(BaseDiffusionPolicy, BaseLowdimPolicy):
+class DiffusionUnetLowdimPolicy(BaseDiffusionLowdimPolicy):
     """Denoises a window of ``horizon`` actions, conditioned on the first ``n_obs_steps``
     observations.
 
@@ -89,61 +86,11 @@ class DiffusionUnetLowdimPolicy(BaseDiffusionPolicy, BaseLowdimPolicy):
         self.pred_action_steps_only = pred_action_steps_only
         self.oa_step_convention = oa_step_convention
 
-    def _check_widths(self, batch: dict[str, Tensor]) -> None:
-        for key, expected in (("obs", self.obs_dim), ("action", self.action_dim)):
-            if key in batch and (found := batch[key].shape[-1]) != expected:
-                raise ConfigError(
-                    f"{key!r} has {found} values per step, the policy was built with {key}_dim="
-                    f"{expected}; set task.{key}_dim to what the task delivers"
-                )
-
-    def _conditions(self, nobs: Tensor, length: int) -> dict[str, Tensor]:
-        """What the network is told of normalised observations, besides a trajectory of ``length``.
-
-        global: the first n_obs_steps, step by step, (B, To * Do); local: the same steps, then
-        zeros, (B, length, Do).
+    def conditions(self, nobs: Tensor) -> dict[str, Tensor]:
+        """global: the first n_obs_steps, step by step, (B, To * Do); local: the same steps, then
+        zeros, (B, T, Do).
         """
         seen = nobs[:, : self.n_obs_steps]
         if self.obs_as_global_cond:
             return {"global_cond": seen.flatten(1)}
-        if self.obs_as_local_cond:
-            return {"local_cond": F.pad(seen, (0, 0, 0, length - seen.shape[1]))}
-        return {}
-
-    @torch.no_grad()
-    def predict_action(
-        self, obs_dict: dict[str, Tensor], generator: Generators = None
-    ) -> dict[str, Tensor]:
-        """Predicts actions for ``obs`` (B, >= To, Do).
-
-        Returns:
-            ``action`` (B, Ta, Da), ``action_pred`` (B, T or Ta, Da); when inpainting also
-            ``obs_pred`` (B, T, Do) and ``action_obs_pred`` (B, Ta, Do). All in raw units.
-
-        Raises:
-            ConfigError: the observations are not ``obs_dim`` wide.
-        """
-        assert "past_action" not in obs_dict, "past actions as an input are not implemented"
-        self._check_widths(obs_dict)
-        nobs = self.normalizer["obs"].normalize(obs_dict["obs"])
-        given = nobs[:, : self.n_obs_steps] if self.inpainting else None
-        sample = self.sample(
-            len(nobs), given, generator, **self._conditions(nobs, length=self.horizon)
-        )
-        result = self.actions_of(sample)
-        if self.inpainting:
-            obs_pred = self.normalizer["obs"].unnormalize(sample[..., self.action_dim :])
-            result["obs_pred"] = obs_pred
-            result["action_obs_pred"] = obs_pred[:, self.executed_steps()]
-        return result
-
-    def compute_loss(self, batch: dict[str, Tensor]) -> Tensor:
-        """Denoising loss of a batch ``obs`` (B, T, Do), ``action`` (B, T, Da), in raw units."""
-        assert "valid_mask" not in batch, "masked batches are not implemented"
-        self._check_widths(batch)
-        nbatch = self.normalizer.normalize(batch)
-        nobs, naction = nbatch["obs"], nbatch["action"]
-        given = nobs if self.inpainting else None
-        return self.denoising_loss(
-            naction, given, **self._conditions(nobs, length=naction.shape[1])
-        )
+        return {"local_cond": F.pad(seen, (0, 0, 0, self.horizon - seen.shape[1]))}

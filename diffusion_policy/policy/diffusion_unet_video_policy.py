@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_policy.common.draws import Generators
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.shape_meta import check_encodable
 from diffusion_policy.model.diffusion.conditional_unet1d import ConditionalUnet1D
 from diffusion_policy.model.obs_encoder.temporal_aggregator import TemporalAggregator
 from diffusion_policy.policy.base_diffusion_policy import BaseDiffusionPolicy
 from diffusion_policy.policy.base_image_policy import BaseImagePolicy, Observations
-from diffusion_policy.policy.base_policy import Generators
 
 logger = logging.getLogger(__name__)
 

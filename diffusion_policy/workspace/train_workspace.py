@@ -80,7 +80,9 @@ class TrainWorkspace(BaseWorkspace):
             options["fused"] = True  # one kernel, not a loop over parameters
         return instantiate({**options, **self.cfg.optimizer}, params=self.model.parameters())
 
-    def make_lr_scheduler(self, n_batches: int, last_step: int) -> torch.optim.lr_scheduler.LambdaLR:
+    def make_lr_scheduler(
+        self, n_batches: int, last_step: int
+    ) -> torch.optim.lr_scheduler.LambdaLR:
         """The schedule of the learning rate, as ``cfg.training`` says.
 
         Args:
@@ -124,7 +126,7 @@ class TrainWorkspace(BaseWorkspace):
         """Mean squared error of the policy's actions on a training batch, in raw units squared."""
         obs, action = batch["obs"], batch["action"]
         result = policy.predict_action(obs if isinstance(obs, dict) else {"obs": obs})
-        if self.cfg.get("pred_action_steps_only"):
+        if result["action_pred"].shape[1] < action.shape[1]:  # it predicts what is executed only
             start = self.cfg.n_obs_steps - 1
             executed = action[:, start : start + self.cfg.n_action_steps]
             return F.mse_loss(result["action"], executed)

@@ -2,7 +2,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from diffusion_policy.common.errors import ConfigError
-from diffusion_policy.config.checks import check_config, check_crops, check_horizon
+from diffusion_policy.config.checks import (
+    check_config,
+    check_crops,
+    check_horizon,
+    check_transformer,
+)
 
 P = "diffusion_policy.policy."
 UNET_LOWDIM = P + "diffusion_unet_lowdim_policy.DiffusionUnetLowdimPolicy"
@@ -219,3 +224,53 @@ def test_a_crop_that_is_not_smaller_than_the_image_is_refused(cfg, sentence):
     with pytest.raises(ConfigError, match=sentence) as error:
         check_config(cfg)
     assert "\n" not in str(error.value)
+
+
+def transformer(**changes):
+    """The part of a transformer's resolved configuration that the check reads."""
+    model = {"n_layer": 8, "horizon": 16, "n_obs_steps": 2}
+    model |= {"input_dim": 2, "output_dim": 2, "cond_dim": 20}
+    policy = {"horizon": 16, "n_obs_steps": 2, "n_action_steps": 8, "obs_as_cond": True}
+    policy |= {"obs_dim": 20, "action_dim": 2}
+    cfg = OmegaConf.create({"policy": {**policy, "model": model}})
+    for key, value in changes.items():
+        OmegaConf.update(cfg, key.replace("__", "."), value)
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"policy__model__horizon": 20},
+        {"policy__pred_action_steps_only": True, "policy__model__horizon": 8},
+        {
+            "policy__obs_as_cond": False,
+            "policy__model__cond_dim": 0,
+            "policy__model__input_dim": 22,
+            "policy__model__output_dim": 22,
+        },
+        {"policy__model__n_obs_steps": None},
+    ],
+)
+def test_a_transformer_that_fits_is_fine(changes):
+    check_transformer(transformer(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"policy__horizon": 32}, "policy.model.horizon is 16, but the policy passes horizon=32"),
+        (
+            {"policy__pred_action_steps_only": True, "policy__model__horizon": 4},
+            "policy.model.horizon is 4, but the policy passes n_action_steps=8",
+        ),
+        ({"policy__n_obs_steps": 3}, "set policy.model.n_obs_steps=3"),
+        ({"policy__model__cond_dim": 16}, "policy.model.cond_dim is 16.* it must be 20"),
+        ({"policy__obs_as_cond": False}, "policy.model.input_dim is 2.* it must be 22"),
+        ({"policy__model__output_dim": 3}, "policy.model.output_dim is 3.* it must be 2"),
+    ],
+)
+def test_a_transformer_that_does_not_fit_is_refused(changes, sentence):
+    with pytest.raises(ConfigError, match=sentence):
+        check_transformer(transformer(**changes))

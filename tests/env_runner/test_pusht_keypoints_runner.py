@@ -186,6 +186,15 @@ def test_videos_are_written_by_the_workers(tmp_path):
         assert sum(1 for _ in container.decode(stream)) == 20
 
 
+@pytest.mark.parametrize("n_workers", [0, 1])
+def test_a_rollout_leaves_the_generators_of_the_training_where_they_were(tmp_path, n_workers):
+    numpy_state, torch_state = np.random.get_state(), torch.get_rng_state()
+    run(tmp_path, n_workers=n_workers)
+    assert np.array_equal(np.random.get_state()[1], numpy_state[1])
+    assert np.random.get_state()[2:] == numpy_state[2:]
+    assert torch.equal(torch.get_rng_state(), torch_state)
+
+
 def test_making_a_runner_starts_nothing_and_touches_nothing(tmp_path):
     runner = PushTKeypointsRunner(str(tmp_path / "run"))
     assert runner.env is None
