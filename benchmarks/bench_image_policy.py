@@ -25,9 +25,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bench_sampling_unet import print_table, seconds, straightforward
+from bench_sampling_unet import straightforward
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from timing import compare, make_parser, print_machine
 from torch import Tensor
 
 from diffusion_policy.common.normalize_util import get_image_range_normalizer
@@ -200,18 +201,6 @@ def training_step(
     return loss.detach()
 
 
-def compare(title: str, forms: dict[str, Callable[[], Tensor]], args: argparse.Namespace) -> None:
-    """Time both forms; report how far apart their first results are, at one seed."""
-
-    def first(form: Callable[[], Tensor]) -> Tensor:
-        torch.manual_seed(0)
-        return form()
-
-    a, b = (first(form) for form in forms.values())
-    times = seconds(forms, args.repeats, args.device)
-    print_table(f"{title} (largest difference {(a - b).abs().max().item():.1e})", times)
-
-
 def bench_training(
     ours: DiffusionUnetHybridImagePolicy, sizes: Sizes, args: argparse.Namespace
 ) -> None:
@@ -259,13 +248,9 @@ def bench_prediction(
 
 def main() -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", default="cpu")
+    parser = make_parser(__doc__)
     parser.add_argument("--full", action="store_true", help="the published U-Net")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, one repeat")
-    parser.add_argument("--repeats", type=int, default=3, help="the median of these is printed")
     args = parser.parse_args()
     sizes = QUICK if args.quick else FULL if args.full else Sizes()
     if args.quick:
@@ -277,7 +262,7 @@ def main() -> None:
         sum(p.numel() for p in part.parameters()) / 1e6
         for part in (policy.model, policy.obs_encoder)
     )
-    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} thread(s)")
+    print_machine(args.device)
     print(f"U-Net {n_unet:.1f} M parameters, encoder {n_encoder:.1f} M")
     bench_training(policy, sizes, args)
     bench_prediction(policy, sizes, args)

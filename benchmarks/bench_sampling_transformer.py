@@ -15,10 +15,10 @@ Sampling: 100 evaluations of the stock network (9.0 M parameters, 16 steps, 2 ob
 
 import argparse
 from collections.abc import Callable
-from typing import Any, cast
+from typing import cast
 
 import torch
-from bench_sampling_unet import print_table, seconds
+from timing import compare, make_parser, print_machine
 from torch import Tensor, nn
 
 from diffusion_policy.model.diffusion.transformer_for_diffusion import TransformerForDiffusion
@@ -54,26 +54,18 @@ def bench_sampling(net: TransformerForDiffusion, batch: int, args: argparse.Name
             y = 0.9 * y + 0.1 * denoise(y, i)
         return y
 
-    functions: dict[str, Callable[[], Any]] = {
+    forms: dict[str, Callable[[], Tensor]] = {
         "layers of torch": lambda: loop(forward_with_layers_of_torch),
         "straightforward": lambda: loop(lambda y, i: net(y, timesteps[i], cond)),
         "prepared": lambda: loop(net.prepare_sampling(timesteps, cond)),
     }
     with torch.inference_mode():
-        outputs = [function() for function in functions.values()]
-        difference = max((outputs[0] - output).abs().max().item() for output in outputs)
-        times = seconds(functions, args.repeats, args.device)
-    title = f"sampling, {args.evaluations} evaluations, batch {batch}"
-    print_table(f"{title} (largest difference {difference:.1e})", times)
+        compare(f"sampling, {args.evaluations} evaluations, batch {batch}", forms, args)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", default="cpu")
+    parser = make_parser(__doc__)
     parser.add_argument("--evaluations", type=int, default=100, help="of the network, per sample")
-    parser.add_argument("--repeats", type=int, default=3, help="the median of these is printed")
     parser.add_argument("--quick", action="store_true", help="2 evaluations, once")
     args = parser.parse_args()
     if args.quick:
@@ -92,7 +84,7 @@ def main() -> None:
         causal_attn=True,
     )
     net = net.to(args.device).eval()
-    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} thread(s)")
+    print_machine(args.device)
     for batch in (1, 56):
         bench_sampling(net, batch, args)
 

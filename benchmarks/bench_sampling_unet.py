@@ -15,11 +15,9 @@ Training: forward and backward pass, straightforward against matrix products.
 
 import argparse
 import copy
-import statistics
-import time
-from collections.abc import Callable
 
 import torch
+from timing import compare, make_parser, print_machine, print_table, seconds
 from torch import nn
 
 from diffusion_policy.model.diffusion.conditional_unet1d import ConditionalUnet1D
@@ -37,28 +35,6 @@ def straightforward(unet: ConditionalUnet1D) -> ConditionalUnet1D:
         elif isinstance(module, Upsample1d):
             module.forward = module.conv.forward
     return unet
-
-
-def seconds(
-    functions: dict[str, Callable[[], object]], repeats: int, device: str
-) -> dict[str, float]:
-    """Median wall time of each function; they take turns, so that a busy machine hits all alike."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(repeats + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function()
-            if device != "cpu":
-                torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
-
-
-def print_table(title: str, times: dict[str, float]) -> None:
-    slowest = next(iter(times.values()))
-    print(f"\n{title}")
-    for name, value in times.items():
-        print(f"  {name:<18}{value * 1e3:>10.0f} ms{slowest / value:>8.2f} x")
 
 
 def bench_sampling(unet: ConditionalUnet1D, batch: int, args: argparse.Namespace) -> None:
@@ -80,16 +56,13 @@ def bench_sampling(unet: ConditionalUnet1D, batch: int, args: argparse.Namespace
             y = 0.9 * y + 0.1 * denoise(y, i)
         return y
 
-    functions = {
+    forms = {
         "straightforward": lambda: loop(plain),
         "matrix products": lambda: loop(unet),
         "prepared": prepared,
     }
     with torch.inference_mode():
-        difference = (functions["straightforward"]() - prepared()).abs().max().item()
-        times = seconds(functions, args.repeats, args.device)
-    title = f"sampling, {args.evaluations} evaluations, batch {batch}"
-    print_table(f"{title} (largest difference {difference:.1e})", times)
+        compare(f"sampling, {args.evaluations} evaluations, batch {batch}", forms, args)
 
 
 def bench_training(unet: ConditionalUnet1D, batch: int, args: argparse.Namespace) -> None:
@@ -108,12 +81,8 @@ def bench_training(unet: ConditionalUnet1D, batch: int, args: argparse.Namespace
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--device", default="cpu")
+    parser = make_parser(__doc__)
     parser.add_argument("--evaluations", type=int, default=100, help="of the network, per sample")
-    parser.add_argument("--repeats", type=int, default=3, help="the median of these is printed")
     args = parser.parse_args()
 
     def unet(down_dims: list[int], embed_dim: int) -> ConditionalUnet1D:
@@ -128,7 +97,7 @@ def main() -> None:
         return net.to(args.device)
 
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} thread(s)")
+    print_machine(args.device)
     stock, demo = unet([256, 512, 1024], 256), unet([64, 128, 256], 128)
     for batch in (1, 56):
         bench_sampling(stock, batch, args)

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 TESTS = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(TESTS))  # configurations in tests name classes of toys.py
+sys.path.insert(0, str(TESTS))  # shared modules; configurations name classes of toys.py
+pytest.register_assert_rewrite("reference_policies", "reference_runs", "runs")
 
 # Windows are never opened by the tests: SDL draws into memory.
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")

@@ -44,7 +44,7 @@ class BaseDiffusionImagePolicy(BaseDiffusionPolicy, BaseImagePolicy):
             ConfigError: the observations are not what ``shape_meta`` says.
         """
         assert "past_action" not in obs_dict, "past actions as an input are not implemented"
-        features = self.encoded_obs(obs_dict, self.n_obs_steps)
+        features = self.encoded_obs(obs_dict, self.n_obs_steps, generator)
         if self.inpainting:
             sample = self.sample(len(features), features, generator)
         else:

@@ -6,8 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from diffusion_policy.common.draws import Generators
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.shape_meta import ShapeMeta, parse_shape_meta
+from diffusion_policy.model.vision.crop_randomizer import crops_drawn_by
 from diffusion_policy.policy.base_policy import BasePolicy
 
 Observations = Mapping[str, Tensor]
@@ -54,14 +56,18 @@ class BaseImagePolicy(BasePolicy):
         images = {key: _as_float(seen[key]) for key in self.shapes.rgb if key in seen}
         return self.normalizer.normalize(seen | images)
 
-    def encoded_obs(self, obs: Observations, n_steps: int) -> Tensor:
+    def encoded_obs(self, obs: Observations, n_steps: int, generator: Generators = None) -> Tensor:
         """Features (B, n_steps, F) of the first ``n_steps`` steps, from raw observations.
+
+        Args:
+            generator: of what is random in evaluation; see :meth:`predict_action`.
 
         Raises:
             ConfigError: the observations are not what ``shape_meta`` says.
         """
         nobs = self.normalized_obs(obs, n_steps)
-        features = self.obs_encoder({key: value.flatten(0, 1) for key, value in nobs.items()})
+        with crops_drawn_by(self.obs_encoder, generator, images_per_row=n_steps):
+            features = self.obs_encoder({key: value.flatten(0, 1) for key, value in nobs.items()})
         batch_size = len(next(iter(nobs.values())))
         return features.unflatten(0, (batch_size, -1))
 

@@ -5,8 +5,6 @@ at one observation at a time and gives a mixture of Gaussians for the next actio
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,8 +16,9 @@ from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.robomimic_config_util import make_algo
 from diffusion_policy.common.shape_meta import ShapeMeta
 from diffusion_policy.model.common.normalizer import LinearNormalizer
+from diffusion_policy.model.vision.crop_randomizer import AlwaysRandomCrop, crops_drawn_by
 from diffusion_policy.policy.base_policy import BasePolicy
-from diffusion_policy.policy.episode_rows import EpisodeCrop, EpisodeMemory
+from diffusion_policy.policy.episode_memory import EpisodeMemory
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +35,7 @@ class BaseRobomimicPolicy(BasePolicy):
     """
 
     def set_up_robomimic(
-        self, config: Any, shapes: ShapeMeta, crops: dict[str, EpisodeCrop] | None = None
+        self, config: Any, shapes: ShapeMeta, crops: dict[str, AlwaysRandomCrop] | None = None
     ) -> None:
         """Second half of a constructor.
 
@@ -96,20 +95,9 @@ class BaseRobomimicPolicy(BasePolicy):
                     f"{key!r} has {value.shape[1]} steps, but this policy takes one observation at "
                     "a time and remembers the earlier ones itself; set n_obs_steps=1"
                 )
-        with self._crops_drawn_by(generator):
+        with crops_drawn_by(self.nets, generator):
             action = self._act({key: value[:, 0] for key, value in nobs.items()}, generator)
         return {"action": self.normalizer["action"].unnormalize(action)[:, None]}
-
-    @contextmanager
-    def _crops_drawn_by(self, generator: Generators) -> Iterator[None]:
-        crops = [module for module in self.modules() if isinstance(module, EpisodeCrop)]
-        for crop in crops:
-            crop.generator = generator
-        try:
-            yield
-        finally:
-            for crop in crops:
-                crop.generator = None
 
     def _act(self, nobs: dict[str, Tensor], generator: Generators) -> Tensor:
         """Normalised actions (B, Da), for normalised observations (B, ...)."""

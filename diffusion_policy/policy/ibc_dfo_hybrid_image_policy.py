@@ -63,7 +63,7 @@ class IbcDfoHybridImagePolicy(BaseIbcDfoPolicy, BaseImagePolicy):
             ConfigError: the observations are not what ``shape_meta`` says, or too few.
         """
         assert "past_action" not in obs_dict, "past actions as an input are not implemented"
-        return self.search(self.encoded_obs(obs_dict, self.n_obs_steps), generator)
+        return self.search(self.encoded_obs(obs_dict, self.n_obs_steps, generator), generator)
 
     def compute_loss(self, batch: dict[str, Any]) -> Tensor:
         """Loss of a batch ``obs`` {key: (B, >= To, ...)}, ``action`` (B, T, Da), in raw units."""

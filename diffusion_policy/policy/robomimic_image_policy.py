@@ -7,10 +7,9 @@ from torch import Tensor
 
 from diffusion_policy.common.robomimic_config_util import get_robomimic_config, set_observations
 from diffusion_policy.common.shape_meta import check_encodable
-from diffusion_policy.model.vision.crop_randomizer import fitting_crop
+from diffusion_policy.model.vision.crop_randomizer import AlwaysRandomCrop, fitting_crop
 from diffusion_policy.policy.base_image_policy import BaseImagePolicy
 from diffusion_policy.policy.base_robomimic_policy import BaseRobomimicPolicy
-from diffusion_policy.policy.episode_rows import EpisodeCrop
 
 
 class RobomimicImagePolicy(BaseRobomimicPolicy, BaseImagePolicy):
@@ -40,11 +39,11 @@ class RobomimicImagePolicy(BaseRobomimicPolicy, BaseImagePolicy):
         super().__init__()
         self.set_up_shapes(shape_meta)
         config = get_robomimic_config(algo_name, obs_type, task_name, dataset_type)
-        crops: dict[str, EpisodeCrop] = {}
+        crops: dict[str, AlwaysRandomCrop] = {}
         if crop_shape is not None:
             for camera, shape in self.shapes.rgb.items():
                 size = fitting_crop(crop_shape, shape, f"camera {camera!r}")
-                crops[camera] = EpisodeCrop(shape, *size)
+                crops[camera] = AlwaysRandomCrop(shape, *size)
         set_observations(config, self.shapes, crop_shape)
         self.set_up_robomimic(config, self.shapes, crops)
 

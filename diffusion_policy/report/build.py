@@ -3,17 +3,15 @@
 import base64
 import datetime
 import html
-import importlib.resources
 import os
 import pathlib
 import re
-import string
 import urllib.parse
 from collections.abc import Iterable
 
-from diffusion_policy.common.errors import DiffusionPolicyError
 from diffusion_policy.report.charts import Curve, draw_chart
 from diffusion_policy.report.run_data import SCORE_KEY, Episode, Evaluation, Run, Series, load_run
+from diffusion_policy.report.shell import render_page, resource, section, tile, write_page
 
 MAX_VIDEO_BYTES = 32 * 2**20  # embedded in one page; browsers and mail programs stay usable
 
@@ -46,15 +44,7 @@ def build_report(
     """
     run = load_run(run_dir, evaluation_dir)
     output = pathlib.Path(output_path)
-    page = Page(run, output, title or run.folder.resolve().name, max_videos).render()
-    temporary = output.with_name(output.name + ".partial")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, output)
-    except OSError as e:
-        raise DiffusionPolicyError(
-            f"Cannot write the report {output}: {e.strerror}; choose another place with -o."
-        ) from e
+    write_page(output, Page(run, output, title or run.folder.resolve().name, max_videos).render())
     return output
 
 
@@ -68,7 +58,7 @@ class Page:
         self.embedded = _embeddable(run.evaluation, max_videos)
 
     def render(self) -> str:
-        sections = [
+        parts = [
             self.tiles(),
             self.rollouts(),
             self.curves(),
@@ -78,13 +68,12 @@ class Page:
             self.reproduce(),
             self.config(),
         ]
-        return string.Template(_resource("report.html")).substitute(
-            title=html.escape(self.title),
-            subtitle=html.escape(self.subtitle()),
-            css=_resource("report.css"),
-            js=_resource("report.js"),
-            body="\n".join(section for section in sections if section),
-            written=datetime.datetime.now().strftime("%Y-%m-%d %H:%M"),
+        return render_page(
+            title=self.title,
+            subtitle=self.subtitle(),
+            body="\n".join(part for part in parts if part),
+            js=resource("diffusion_policy.report", "report.js"),
+            module="diffusion_policy.report",
         )
 
     def subtitle(self) -> str:
@@ -101,17 +90,17 @@ class Page:
             n_epochs = config.get("training.num_epochs")
             note = f"{self.run.last_step + 1:,} steps"
             tiles.append(
-                _tile("Epochs", f"{last['epoch'] + 1:,}", f"of {n_epochs:,} · {note}")
+                tile("Epochs", f"{last['epoch'] + 1:,}", f"of {n_epochs:,} · {note}")
                 if isinstance(n_epochs, int)
-                else _tile("Epochs", f"{last['epoch'] + 1:,}", note)
+                else tile("Epochs", f"{last['epoch'] + 1:,}", note)
             )
         if "seconds" in self.run.info:
             sessions = self.run.info.get("sessions", 1)
             note = f"in {sessions} sessions" if sessions > 1 else "in one session"
-            tiles.append(_tile("Training time", _duration(self.run.info["seconds"]), note))
+            tiles.append(tile("Training time", _duration(self.run.info["seconds"]), note))
         losses = self.run.train_loss_means.values
         if losses:
-            tiles.append(_tile("Training loss", f"{losses[-1]:.4g}", "mean of the last full epoch"))
+            tiles.append(tile("Training loss", f"{losses[-1]:.4g}", "mean of the last full epoch"))
         return f'<section class="tiles">{"".join(tiles)}</section>'
 
     def _score_tiles(self) -> Iterable[str]:
@@ -123,7 +112,7 @@ class Page:
             n = sum(episode.group == group for episode in evaluation.episodes)
             note = f"{key} · {evaluation.origin}" + (f" · {n} episodes" if n else "")
             label = "Newest score" if self.run.in_progress else "Final score"
-            yield _tile(label, f"{evaluation.metrics[key]:.3f}", note, "accent")
+            yield tile(label, f"{evaluation.metrics[key]:.3f}", note, "accent")
         history = self.run.series.get(key, EMPTY)
         if history.values:
             best = max(range(len(history.values)), key=history.values.__getitem__)
@@ -132,7 +121,7 @@ class Page:
                 f"epoch {self.run.epochs[step]}" if step in self.run.epochs else f"step {step:,}"
             )
             note = f"{key} · {where}"
-            yield _tile("Best score", f"{history.values[best]:.3f}", note)
+            yield tile("Best score", f"{history.values[best]:.3f}", note)
 
     def rollouts(self) -> str:
         if not self.embedded:
@@ -143,7 +132,7 @@ class Page:
         more = ", ".join(
             _link(e.video, f"{e.group} {e.seed}", self.output) for e in linked if e.video
         )
-        return _section(
+        return section(
             "Rollouts",
             f'<div class="gallery">{cards}</div>'
             + (f'<p class="muted">Further videos beside this page: {more}</p>' if more else ""),
@@ -173,7 +162,7 @@ class Page:
             draw_chart(title, curves, self.run.last_step, unit_interval=title == "Score")
             for title, curves in charts.items()
         )
-        return _section("Curves", f'<div class="charts">{drawn}</div>', note="over training steps")
+        return section("Curves", f'<div class="charts">{drawn}</div>', note="over training steps")
 
     def scores(self) -> str:
         evaluation = self.run.evaluation
@@ -189,7 +178,7 @@ class Page:
             if rows
             else ""
         )
-        return _section(
+        return section(
             "Episodes", f'<p class="metrics">{metrics}</p>{table}', note=evaluation.origin
         )
 
@@ -221,7 +210,7 @@ class Page:
             )
         if not rows:
             return ""
-        return _section(
+        return section(
             "Checkpoints",
             '<div class="scroll"><table class="sortable"><thead><tr><th>File</th><th>Size</th>'
             f"<th>Written</th></tr></thead><tbody>{''.join(rows)}</tbody></table></div>",
@@ -233,18 +222,18 @@ class Page:
             f"<dt>{html.escape(str(k))}</dt><dd>{html.escape(str(v))}</dd>"
             for k, v in machine.items()
         )
-        return _section("Machine", f"<dl>{items}</dl>") if items else ""
+        return section("Machine", f"<dl>{items}</dl>") if items else ""
 
     def reproduce(self) -> str:
         if self.run.command is None:
             return ""
-        return _section("Reproduce", f'<pre class="command">{html.escape(self.run.command)}</pre>')
+        return section("Reproduce", f'<pre class="command">{html.escape(self.run.command)}</pre>')
 
     def config(self) -> str:
         if self.run.config_text is None:
             return ""
         n_lines = self.run.config_text.count("\n")
-        return _section(
+        return section(
             "Configuration",
             f"<details><summary>.hydra/config.yaml, {n_lines} lines</summary>"
             f"<pre>{_highlight_yaml(self.run.config_text)}</pre></details>",
@@ -281,18 +270,6 @@ def _anchor(episode: Episode) -> str:
     return html.escape(re.sub(r"\W", "-", f"rollout-{episode.group}-{episode.seed}"))
 
 
-def _tile(label: str, value: str, note: str, style: str = "") -> str:
-    return (
-        f'<div class="tile {style}"><span>{html.escape(label)}</span>'
-        f"<b>{html.escape(value)}</b><small>{html.escape(note)}</small></div>"
-    )
-
-
-def _section(title: str, content: str, note: str = "", extra: str = "") -> str:
-    note = f" <small>{html.escape(note)}</small>" if note else ""
-    return f"<section><h2>{html.escape(title)}{note}{extra}</h2>{content}</section>"
-
-
 def _link(target: pathlib.Path, label: str, output: pathlib.Path) -> str:
     """A link from the page to a file, relative: it works as long as both are moved together."""
     relative = os.path.relpath(target.resolve(), output.resolve().parent)
@@ -311,7 +288,3 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
-
-
-def _resource(name: str) -> str:
-    return importlib.resources.files("diffusion_policy.report").joinpath(name).read_text("utf-8")

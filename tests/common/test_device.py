@@ -2,6 +2,7 @@ import logging
 
 import pytest
 import torch
+from gpu import needs_gpu
 
 from diffusion_policy.common.device import present_devices, resolve_device
 from diffusion_policy.common.errors import DeviceError
@@ -66,7 +67,7 @@ def test_the_cpu_of_this_machine_computes():
     assert torch.ones(2, device=resolve_device("cpu")).sum() == 2
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+@needs_gpu
 def test_the_gpu_of_this_machine_computes():
     device = resolve_device("auto")
     assert device == torch.device("cuda:0")

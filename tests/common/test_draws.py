@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from generators import seeded
 
 from diffusion_policy.common.draws import Draws
 
@@ -13,10 +14,6 @@ KINDS = [
     lambda draws, rows: draws.normal(4),
     lambda draws, rows: draws.choice(PROBABILITIES[rows], 3),
 ]
-
-
-def seeded(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 @pytest.mark.parametrize("draw", KINDS)

@@ -11,13 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from runs import read_lines
 
 from diffusion_policy.common.errors import DataError, DiffusionPolicyError
 from diffusion_policy.common.json_logger import JsonLogger, iter_json_log, read_json_log
-
-
-def lines_of(path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def write_steps(path, n: int) -> None:
@@ -61,7 +58,7 @@ def test_only_numbers_are_kept_and_numpy_numbers_become_plain_ones(tmp_path):
                 "complex": 1j,
             }
         )
-    (row,) = lines_of(path)
+    (row,) = read_lines(path)
     assert row == {"int": 1, "float": 0.1, "bool": 1, "np_int": 7, "np_float": 0.5}
     assert [type(v) for v in row.values()] == [int, float, int, int, float]
 
@@ -70,7 +67,7 @@ def test_a_custom_filter_decides_by_key_and_value(tmp_path):
     path = tmp_path / "log"
     with JsonLogger(path, filter_fn=lambda k, v: k != "secret") as logger:
         logger.log({"name": "text", "secret": 1})
-    assert lines_of(path) == [{"name": "text"}]
+    assert read_lines(path) == [{"name": "text"}]
 
 
 def test_nan_and_infinity_stay_readable(tmp_path):
@@ -115,7 +112,7 @@ def test_a_log_killed_at_any_byte_continues_after_its_last_complete_line(tmp_pat
         last = logger.get_last_log()
         assert (last["global_step"] if last else -1) == n_complete - 1
         logger.log({"global_step": n_complete})
-    assert [row["global_step"] for row in lines_of(path)] == list(range(n_complete + 1))
+    assert [row["global_step"] for row in read_lines(path)] == list(range(n_complete + 1))
 
 
 def test_zeros_that_a_power_cut_leaves_are_removed_with_a_warning(tmp_path, caplog):
@@ -148,7 +145,7 @@ def test_truncate_to_drops_the_lines_after_a_checkpoint(tmp_path, caplog):
         assert logger.get_last_log() == {"global_step": 0}
         logger.log({"global_step": 1, "again": 1})
         logger.truncate_to(logger.tell())
-    assert lines_of(path) == [{"global_step": 0}, {"global_step": 1, "again": 1}]
+    assert read_lines(path) == [{"global_step": 0}, {"global_step": 1, "again": 1}]
     assert not caplog.records
 
 
@@ -207,7 +204,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_a_readable_log(tmp_path):
         assert "free space" in message
         assert path.read_bytes() == before
         logger.log({"global_step": 2})
-    assert [row["global_step"] for row in lines_of(path)] == [0, 1, 2]
+    assert [row["global_step"] for row in read_lines(path)] == [0, 1, 2]
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full on this system")

@@ -8,6 +8,7 @@ import torch
 from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
 from published_configs import HYDRA, LIFT_IMAGE_ABS, PUBLISHED, PUSHT_IMAGE
+from reference_weights import layout
 
 from diffusion_policy.config.checks import check_config
 from diffusion_policy.workspace.command_line import CONFIG_DIR
@@ -188,10 +189,7 @@ def stock_state_dicts(golden):
 def test_stock_state_dicts_equal_the_reference(compose_config, stock_state_dicts, name, overrides):
     entry = stock_state_dicts["+".join([workspace_config(name), *overrides])]
     policy = build_policy(compose_config, name, *overrides)
-    ours = {
-        k: [list(v.shape), str(v.dtype).removeprefix("torch.")]
-        for k, v in policy.state_dict().items()
-    }
+    ours = layout(policy)
     assert ours == entry["state_dict"]
     assert list(ours) == list(entry["state_dict"])
     assert sum(p.numel() for p in policy.parameters()) == entry["n_params"]

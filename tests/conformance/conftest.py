@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import hydra
 import pytest
 from omegaconf import DictConfig
 
@@ -14,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent / "example"))
 sys.path.insert(0, str(Path(__file__).parent))
 
 from cases import CASES, Case
+from runs import train
 
 
 def pytest_addoption(parser):
@@ -71,12 +71,6 @@ class Run:
     cfg: DictConfig
     path: Path
     workspace: Any
-
-
-def train(cfg: DictConfig, path: Path) -> Any:
-    workspace = hydra.utils.get_class(cfg._target_)(cfg, output_dir=str(path))
-    workspace.run()
-    return workspace
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from cases import EXAMPLE
+from runs import latest, read_log
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 
@@ -48,11 +49,11 @@ def test_the_example_learns_from_the_command_line(tmp_path):
         "training.rollout_every=40",
         "training.checkpoint_every=40",
     )
-    log = [json.loads(line) for line in (tmp_path / "run/logs.json.txt").read_text().splitlines()]
+    log = read_log(tmp_path / "run")
     first, last = (line["test/mean_score"] for line in log if "test/mean_score" in line)
     assert first < 0.4
     assert last > 0.8
     out = tmp_path / "eval"
-    checkpoint = str(tmp_path / "run/checkpoints/latest.ckpt")
+    checkpoint = str(latest(tmp_path / "run"))
     run(str(REPOSITORY / "eval.py"), "-c", checkpoint, "-o", str(out), "--trust-checkpoint")
     assert json.loads((out / "eval_log.json").read_text())["test/mean_score"] == pytest.approx(last)

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from generators import seeded
 
 from diffusion_policy.common.pytorch_util import dict_apply
 
@@ -16,13 +17,9 @@ def obs(run, dataset):
     return dict_apply(batch, lambda x: x[:, : run.cfg.n_obs_steps])
 
 
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
 def predict(policy, obs, *seeds):
     policy.reset()
-    return policy.predict_action(obs, generator=generators(*seeds))["action"]
+    return policy.predict_action(obs, generator=seeded(*seeds))["action"]
 
 
 def test_actions_are_a_chunk_in_raw_units(run, policy, obs, dataset):

@@ -1,9 +1,10 @@
 """The Behavior Transformer policy."""
 
-import zlib
-
 import pytest
 import torch
+from generators import seeded
+from reference_policies import check_actions
+from reference_weights import fill, statistics, wave
 from torch import nn
 
 from diffusion_policy.common.errors import ConfigError
@@ -99,7 +100,7 @@ def test_a_row_does_not_depend_on_the_rows_next_to_it():
     policy, obs = make_policy(), torch.randn(5, 3, OBS)
 
     def predict(rows):
-        generators = [torch.Generator().manual_seed(100 + row) for row in rows]
+        generators = seeded(*(100 + row for row in rows))
         return policy.predict_action({"obs": obs[rows]}, generators)["action_pred"]
 
     together = predict([0, 1, 2, 3, 4])
@@ -231,49 +232,24 @@ def test_gradients_are_those_of_the_reference(reference):
 
 def test_actions_are_those_of_the_reference(reference):
     policy, case = reference
-    torch.manual_seed(case["predict_seed"])
-    result = policy.predict_action(case["obs"])
-    for key, value in case["predict"].items():
-        torch.testing.assert_close(result[key], value, rtol=1e-3, atol=1e-3)
-
-
-def wave(shape, phase=0.0):
-    """The specification's IN(shape, ph)."""
-    count = torch.Size(shape).numel()
-    return torch.sin(0.3 * torch.arange(count, dtype=torch.float64) + phase).float().view(shape)
-
-
-@torch.no_grad()
-def fill_with_waves(module):
-    """The specification's FILL(m)."""
-    for name, param in module.named_parameters():
-        phase = (zlib.crc32(name.encode()) % 1000) / 100
-        steps = torch.arange(param.numel(), dtype=torch.float64)
-        param.copy_((0.1 * torch.sin(0.7 * steps + phase)).view(param.shape))
-
-
-def assert_summary(x, mean, std, *first):
-    assert x.mean().item() == pytest.approx(mean, abs=1e-5)
-    assert x.std().item() == pytest.approx(std, abs=1e-5)
-    torch.testing.assert_close(x.flatten()[: len(first)], torch.tensor(first), **CLOSE)
+    check_actions(policy, case, case["obs"])
 
 
 def test_the_numbers_of_the_specification():
     """Row 16 of its table: numbers that need no file."""
     windows = {"horizon": 3, "n_obs_steps": 3, "n_action_steps": 1}
-    policy = build(6, windows, input_dim=16, n_layer=2, n_head=4, n_embd=16)
-    fill_with_waves(policy)
+    policy = fill(build(6, windows, input_dim=16, n_layer=2, n_head=4, n_embd=16))
     normalizer = LinearNormalizer()
     limits = {"obs": ([-2.0] * 16, [3.0] * 16), "action": ([-1.0, -2.0], [1.0, 4.0])}
     normalizer.fit({key: torch.tensor(value) for key, value in limits.items()})
     policy.set_normalizer(normalizer)
     torch.manual_seed(0)
-    policy.fit_action_ae(normalizer["action"].normalize(wave((200, 2), 0.3)))
+    policy.fit_action_ae(normalizer["action"].normalize(wave(200, 2, phase=0.3)))
     policy.eval()
-    bins = (-0.10362243, 0.53068348, 0.9347574, -0.0343334, -0.4578767, -0.4804441)
-    assert_summary(policy.action_ae.bin_centers, *bins)
+    bins = [-0.10362243, 0.53068348, 0.9347574, -0.0343334, -0.4578767, -0.4804441]
+    assert statistics(policy.action_ae.bin_centers) == pytest.approx(bins, abs=1e-5)
 
-    batch = {"obs": wave((4, 3, 16), 0.2), "action": wave((4, 3, 2), 0.9)}
+    batch = {"obs": wave(4, 3, 16, phase=0.2), "action": wave(4, 3, 2, phase=0.9)}
     loss, parts = policy.compute_loss(batch)
     for value, expected in ((loss, 11.8412075), (parts["offset"], 10.6117268)):
         assert value.item() == pytest.approx(expected, abs=1e-4)
@@ -281,4 +257,5 @@ def test_the_numbers_of_the_specification():
 
     torch.manual_seed(0)
     action = policy.predict_action({"obs": batch["obs"]})["action"]
-    assert_summary(action, 0.01890770, 0.74382617, 0.3447385, 0.5764631, 0.7391483, 0.8394861)
+    expected = [0.01890770, 0.74382617, 0.3447385, 0.5764631, 0.7391483, 0.8394861]
+    assert statistics(action) == pytest.approx(expected, abs=1e-5)

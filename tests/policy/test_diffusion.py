@@ -7,6 +7,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.schedulers.scheduling_dpmsolver_multistep import DPMSolverMultistepScheduler
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
+from generators import seeded
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.policy.diffusion import (
@@ -108,10 +109,9 @@ def test_a_row_depends_on_its_own_generator_only():
     scheduler = DDPMScheduler(**BETAS)
 
     def sample(seeds):
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         like = torch.zeros(len(seeds), 8, 3)
         return reverse_process(
-            lambda timesteps: lambda x, i: 0.1 * x, scheduler, 100, like, generator=generators
+            lambda timesteps: lambda x, i: 0.1 * x, scheduler, 100, like, generator=seeded(*seeds)
         )
 
     both = sample([1, 2])

@@ -3,23 +3,21 @@
 import pytest
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from image_tasks import pusht, pusht_normalizer, pusht_observations
 from omegaconf import OmegaConf
-from reference_weights import fill_by_recipe
+from reference_policies import (
+    check_actions,
+    check_features,
+    check_losses,
+    first_observations,
+    load_weights,
+)
 
 from diffusion_policy.common.errors import ConfigError
-from diffusion_policy.common.normalize_util import get_image_range_normalizer
-from diffusion_policy.model.common.normalizer import LinearNormalizer
 from diffusion_policy.policy.diffusion_transformer_hybrid_image_policy import (
     DiffusionTransformerHybridImagePolicy,
 )
 
-SHAPE_META = {
-    "obs": {
-        "image": {"shape": [3, 40, 40], "type": "rgb"},
-        "agent_pos": {"shape": [2], "type": "low_dim"},
-    },
-    "action": {"shape": [2]},
-}
 MODES = {"tokens": {}, "action only": {"pred_action_steps_only": True}}
 INPAINTING = {
     "inpaint": {"obs_as_cond": False},
@@ -33,23 +31,19 @@ def make_policy(mode="tokens", **kwargs):
     options = {"crop_shape": OmegaConf.create([36, 36]), "obs_encoder_group_norm": True}
     options |= {"eval_fixed_crop": True, "n_layer": 1, "n_head": 2, "n_emb": 16}
     policy = DiffusionTransformerHybridImagePolicy(
-        shape_meta=OmegaConf.create(SHAPE_META),
+        shape_meta=OmegaConf.create(pusht(40)),
         noise_scheduler=DDPMScheduler(num_train_timesteps=4),
         horizon=8,
         n_action_steps=4,
         n_obs_steps=2,
         **options | MODES[mode] | kwargs,
     )
-    normalizer = LinearNormalizer()
-    normalizer.fit({"agent_pos": torch.rand(50, 2) * 500, "action": torch.rand(50, 2) * 500})
-    normalizer["image"] = get_image_range_normalizer()
-    policy.set_normalizer(normalizer)
+    policy.set_normalizer(pusht_normalizer())
     return policy.eval()
 
 
 def observations(steps, batch=2):
-    image = torch.randint(0, 256, (batch, steps, 3, 40, 40)).to(torch.uint8)
-    return {"image": image, "agent_pos": torch.rand(batch, steps, 2) * 500}
+    return pusht_observations(40, batch, steps)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -142,23 +136,11 @@ def test_reference_policies(reference_cases, variant):
         noise_scheduler=DDPMScheduler(**case["scheduler_kw"]),
         **case["policy_kw"],
     )
-    fill_by_recipe(policy, case["fill_recipe_seed"])
-    policy.load_state_dict(policy.state_dict() | case["normalizer_state"])
-    assert list(policy.state_dict()) == case["state_dict_keys"]
+    load_weights(policy, case)
     check_optimizer_groups(policy, case["optim_groups"])
-    n_obs = case["policy_kw"]["n_obs_steps"]
-    obs = {key: value[:, :n_obs] for key, value in case["batch"]["obs"].items()}
-
-    policy.eval()
-    with torch.no_grad():
-        features = policy.encoded_obs(obs, n_obs).flatten(0, 1)
-    torch.testing.assert_close(features, case["encoder_out_eval"], rtol=1e-4, atol=1e-5)
-    check_losses(policy, case)
-    policy.eval()
-    torch.manual_seed(case["predict_seed"])
-    result = policy.predict_action(obs)
-    for key, expected in case["predict"].items():
-        torch.testing.assert_close(result[key], expected, rtol=1e-3, atol=1e-3)
+    check_features(policy, case)
+    check_losses(policy, case, rel=2e-3)
+    check_actions(policy, case, first_observations(case))
 
 
 def check_optimizer_groups(policy, expected):
@@ -172,18 +154,3 @@ def check_optimizer_groups(policy, expected):
     for group, reference in zip(optimizer.param_groups, expected, strict=True):
         assert [names[p] for p in group["params"]] == reference["names"]
         assert group["weight_decay"] == reference["weight_decay"]
-
-
-def check_losses(policy, case):
-    def seeded_loss():
-        torch.manual_seed(case["seed"])
-        return policy.compute_loss(case["batch"])
-
-    loss = seeded_loss()
-    torch.testing.assert_close(loss, case["loss_eval"], rtol=1e-4, atol=1e-5)
-    loss.backward()
-    norms = {n: p.grad.norm().item() for n, p in policy.named_parameters() if p.grad is not None}
-    for name, norm in case["grad_norms"].items():
-        assert norms.get(name, 0.0) == pytest.approx(norm or 0.0, rel=2e-3, abs=1e-5), name
-    policy.train()
-    torch.testing.assert_close(seeded_loss(), case["loss_train"], rtol=1e-4, atol=1e-5)

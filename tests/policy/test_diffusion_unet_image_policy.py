@@ -1,8 +1,6 @@
 """The U-Net policies on images: any encoder, and robomimic's."""
 
 import functools
-import math
-import zlib
 
 import hydra
 import pytest
@@ -10,7 +8,18 @@ import torch
 import torch.nn.functional as F
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from generators import seeded
+from gpu import needs_gpu, no_waiting
+from image_tasks import pusht, pusht_normalizer, pusht_observations
 from omegaconf import OmegaConf
+from reference_policies import (
+    check_actions,
+    check_features,
+    check_losses,
+    first_observations,
+    load_weights,
+)
+from reference_weights import fill, wave
 from torch import nn
 
 from diffusion_policy.common.errors import ConfigError
@@ -26,13 +35,7 @@ from diffusion_policy.policy.diffusion_unet_hybrid_image_policy import (
 )
 from diffusion_policy.policy.diffusion_unet_image_policy import DiffusionUnetImagePolicy
 
-SHAPE_META = {
-    "obs": {
-        "image": {"shape": [3, 12, 12], "type": "rgb"},
-        "agent_pos": {"shape": [2], "type": "low_dim"},
-    },
-    "action": {"shape": [2]},
-}
+SHAPE_META = pusht(12)
 SMALL_UNET = {"diffusion_step_embed_dim": 16, "down_dims": [16, 24], "kernel_size": 3}
 
 
@@ -65,23 +68,12 @@ def make_policy(global_cond=True, scheduler=None, **kwargs):
         **SMALL_UNET,
         **kwargs,
     )
-    policy.set_normalizer(make_normalizer())
+    policy.set_normalizer(pusht_normalizer())
     return policy.eval()
 
 
-def make_normalizer():
-    normalizer = LinearNormalizer()
-    normalizer.fit({"agent_pos": torch.rand(50, 2) * 500, "action": torch.rand(50, 2) * 500})
-    normalizer["image"] = get_image_range_normalizer()
-    return normalizer
-
-
 def observations(batch=3, steps=2, seed=1):
-    rng = torch.Generator().manual_seed(seed)
-    return {
-        "image": torch.randint(0, 256, (batch, steps, 3, 12, 12), generator=rng).to(torch.uint8),
-        "agent_pos": torch.rand(batch, steps, 2, generator=rng) * 500,
-    }
+    return pusht_observations(12, batch, steps, torch.Generator().manual_seed(seed))
 
 
 def training_batch(batch=3, steps=8):
@@ -123,18 +115,15 @@ def test_bytes_and_floats_give_identical_numbers(global_cond):
     assert torch.equal(loss(policy, batch), loss(policy, floats))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu
 def test_on_a_gpu_bytes_become_the_same_floats_and_nothing_waits_for_it():
     every_byte = torch.arange(256).to(torch.uint8)
     assert torch.equal(_as_float(every_byte.cuda()).cpu(), _as_float(every_byte))
     policy = make_policy().cuda()
     batch = dict_apply(training_batch(), lambda x: x.cuda())
     policy.compute_loss(batch)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         policy.compute_loss(batch).backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_the_encoder_sees_normalised_floats_of_the_first_observations_only():
@@ -218,7 +207,7 @@ def test_one_generator_per_row_makes_rows_independent(global_cond):
     obs = observations(batch=3)
 
     def run(rows):
-        generators = [torch.Generator().manual_seed(10 + row) for row in rows]
+        generators = seeded(*(10 + row for row in rows))
         chosen = {key: value[rows] for key, value in obs.items()}
         return policy.predict_action(chosen, generator=generators)["action"]
 
@@ -290,7 +279,7 @@ def test_configuration_containers_are_accepted():
 
 
 def test_the_normalizer_is_copied_without_gradient():
-    policy, normalizer = make_policy(), make_normalizer()
+    policy, normalizer = make_policy(), pusht_normalizer()
     policy.set_normalizer(normalizer)
     assert set(policy.normalizer.params_dict) == {"agent_pos", "action", "image"}
     assert not any(p.requires_grad for p in policy.normalizer.parameters())
@@ -341,11 +330,8 @@ def test_it_learns_where_a_bright_spot_tells_it_to_go():
 
 def make_hybrid(**kwargs):
     torch.manual_seed(0)
-    shape_meta = OmegaConf.create(
-        SHAPE_META | {"obs": SHAPE_META["obs"] | {"image": {"shape": [3, 40, 40], "type": "rgb"}}}
-    )
     policy = DiffusionUnetHybridImagePolicy(
-        shape_meta=shape_meta,
+        shape_meta=OmegaConf.create(pusht(40)),
         noise_scheduler=DDPMScheduler(num_train_timesteps=4),
         horizon=8,
         n_action_steps=4,
@@ -353,13 +339,12 @@ def make_hybrid(**kwargs):
         **SMALL_UNET,
         **({"crop_shape": OmegaConf.create([36, 36]), "obs_encoder_group_norm": True} | kwargs),
     )
-    policy.set_normalizer(make_normalizer())
+    policy.set_normalizer(pusht_normalizer())
     return policy
 
 
 def hybrid_observations():
-    image = torch.randint(0, 256, (1, 2, 3, 40, 40)).to(torch.uint8)
-    return observations(batch=1) | {"image": image}
+    return pusht_observations(40, batch=1, steps=2)
 
 
 def test_the_hybrid_policy_is_an_image_policy_with_robomimics_encoder():
@@ -381,26 +366,19 @@ def test_crops_in_evaluation_are_fixed_only_where_the_flag_says_so(fixed):
     assert all(torch.equal(features[0], f) for f in features) == fixed
 
 
+def test_random_crops_in_evaluation_depend_on_the_episode_only():
+    policy, obs = make_hybrid(eval_fixed_crop=False).eval(), hybrid_observations()
+
+    def predict(seeds):
+        batch = {key: value.repeat_interleave(len(seeds), 0) for key, value in obs.items()}
+        return policy.predict_action(batch, generator=seeded(*seeds))["action"]
+
+    together = predict([3, 4])
+    torch.testing.assert_close(predict([4]), together[1:])
+    assert not torch.allclose(together[0], together[1])
+
+
 # ---- the original's numbers ----------------------------------------------------------------------
-
-
-def fill_by_recipe(module, seed):
-    """The weights of the reference cases (golden README, fill_recipe_seed)."""
-    g = torch.Generator().manual_seed(seed)
-    for key, value in sorted(module.state_dict().items()):
-        if key.startswith("normalizer.") or value.numel() == 0:
-            continue
-        if not value.is_floating_point():
-            value.zero_()
-            continue
-        r = torch.randn(value.shape, generator=g)
-        if key.endswith("running_var"):
-            r = r.abs() + 0.5
-        elif r.ndim >= 2:
-            r = r / math.prod(r.shape[1:]) ** 0.5
-        else:
-            r = 1 + 0.1 * r if key.endswith("weight") else 0.1 * r
-        value.copy_(r)  # in place: of two names of one tensor, the last one counts
 
 
 def build_reference_policy(case):
@@ -432,37 +410,10 @@ def test_reference_policies(reference_cases, variant, monkeypatch):
         smooth = functools.partial(F.interpolate, mode="bilinear", antialias=True)
         monkeypatch.setattr(image_transforms.Resize, "forward", lambda m, x: smooth(x, m.size))
     policy = build_reference_policy(case)
-    fill_by_recipe(policy, case["fill_recipe_seed"])
-    policy.load_state_dict(policy.state_dict() | case["normalizer_state"])
-    assert list(policy.state_dict()) == case["state_dict_keys"]
-    n_obs = case["policy_kw"]["n_obs_steps"]
-    obs = {key: value[:, :n_obs] for key, value in case["batch"]["obs"].items()}
-
-    policy.eval()
-    with torch.no_grad():
-        features = policy.encoded_obs(obs, n_obs).flatten(0, 1)
-    torch.testing.assert_close(features, case["encoder_out_eval"], rtol=1e-4, atol=1e-5)
-    evaluated = loss(policy, case["batch"], case["seed"])
-    torch.testing.assert_close(evaluated, case["loss_eval"], rtol=1e-4, atol=1e-5)
-    evaluated.backward()
-    norms = {n: p.grad.norm().item() for n, p in policy.named_parameters() if p.grad is not None}
-    for name, norm in case["grad_norms"].items():
-        assert norms.get(name, 0.0) == pytest.approx(norm or 0.0, rel=2e-3, abs=1e-5), name
-
-    policy.train()
-    trained = loss(policy, case["batch"], case["seed"])
-    torch.testing.assert_close(trained, case["loss_train"], rtol=1e-4, atol=1e-5)
-
-    policy.eval()  # after a training step, which moved running statistics
-    torch.manual_seed(case["predict_seed"])
-    result = policy.predict_action(obs)
-    for key, expected in case["predict"].items():
-        torch.testing.assert_close(result[key], expected, rtol=1e-3, atol=1e-3)
-
-
-def wave(*shape, phase=0.0, scale=1.0):
-    i = torch.arange(math.prod(shape), dtype=torch.float64)
-    return (scale * torch.sin(0.3 * i + phase)).float().reshape(shape).abs()
+    load_weights(policy, case)
+    check_features(policy, case)
+    check_losses(policy, case, rel=2e-3)
+    check_actions(policy, case, first_observations(case))
 
 
 def test_a_published_configuration_gives_the_published_numbers(compose_config):
@@ -474,21 +425,17 @@ def test_a_published_configuration_gives_the_published_numbers(compose_config):
         "policy.down_dims=[16,32]",
         "policy.diffusion_step_embed_dim=32",
     )
-    policy = hydra.utils.instantiate(cfg.policy)
-    for name, parameter in policy.named_parameters():
-        phase = (zlib.crc32(name.encode()) % 1000) / 100
-        i = torch.arange(parameter.numel(), dtype=torch.float64)
-        parameter.data.copy_((0.1 * torch.sin(0.7 * i + phase)).reshape(parameter.shape))
+    policy = fill(hydra.utils.instantiate(cfg.policy))
     normalizer = LinearNormalizer()
     ends = torch.tensor([[0.0, 0.0], [512.0, 512.0]])
     normalizer.fit({"agent_pos": ends, "action": ends})
     normalizer["image"] = get_image_range_normalizer()
     policy.set_normalizer(normalizer)
     obs = {
-        "image": wave(2, 16, 3, 96, 96),
-        "agent_pos": wave(2, 16, 2, phase=0.5, scale=200),
+        "image": wave(2, 16, 3, 96, 96).abs(),
+        "agent_pos": (200 * wave(2, 16, 2, phase=0.5)).abs(),
     }
-    batch = {"obs": obs, "action": wave(2, 16, 2, phase=0.9, scale=200)}
+    batch = {"obs": obs, "action": (200 * wave(2, 16, 2, phase=0.9)).abs()}
 
     policy.eval()
     assert loss(policy, batch, seed=0).item() == pytest.approx(1.1024666, rel=1e-5)

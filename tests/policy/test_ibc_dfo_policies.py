@@ -5,12 +5,21 @@ import json
 import hydra
 import pytest
 import torch
-from model.vision.vision_recipes import fill, seeded_state_dict, wave
+from generators import seeded
+from gpu import needs_gpu
+from image_tasks import pusht, pusht_normalizer, pusht_observations
 from omegaconf import OmegaConf
+from reference_policies import (
+    check_actions,
+    check_features,
+    check_losses,
+    first_observations,
+    load_weights,
+)
+from reference_weights import fill, layout, wave
 from torch.distributions import Uniform
 
 from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError
-from diffusion_policy.common.normalize_util import get_image_range_normalizer
 from diffusion_policy.model.common.normalizer import (
     LinearNormalizer,
     SingleFieldLinearNormalizer,
@@ -279,17 +288,13 @@ def test_the_samples_of_one_row_at_a_time_are_scored(make_policy):
 # ---- noise ---------------------------------------------------------------------------------------
 
 
-def generators(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
 @BOTH
 def test_one_generator_per_row_makes_rows_independent(make_policy, kevin):
     policy, obs = make_policy(kevin_inference=kevin), observations()
 
     def run(rows):
         before = torch.get_rng_state()
-        own = generators(*(10 + row for row in rows))
+        own = seeded(*(10 + row for row in rows))
         action = policy.predict_action({"obs": obs["obs"][rows]}, own)["action"]
         assert torch.equal(torch.get_rng_state(), before)
         return action
@@ -298,7 +303,7 @@ def test_one_generator_per_row_makes_rows_independent(make_policy, kevin):
     assert torch.equal(run([1]), together[[1]])
     assert torch.equal(run([2, 0]), together[[2, 0]])
     same = {"obs": obs["obs"][[0, 0]]}
-    action = policy.predict_action(same, generators(10, 10))["action"]
+    action = policy.predict_action(same, seeded(10, 10))["action"]
     assert torch.equal(action[0], action[1])
 
 
@@ -306,22 +311,22 @@ def test_one_generator_per_row_makes_rows_independent(make_policy, kevin):
 def test_one_generator_replaces_the_global_one(make_policy, kevin):
     policy, obs = make_policy(kevin_inference=kevin), observations()
     expected = predict(policy, obs, seed=5)
-    assert torch.equal(predict(policy, obs, 0, *generators(5)), expected)
+    assert torch.equal(predict(policy, obs, 0, *seeded(5)), expected)
 
 
 def test_a_row_with_its_own_generator_is_a_batch_of_one(make_policy):
     policy, obs = make_policy(), observations(batch=1)
-    alone = predict(policy, obs, 0, generators(5))
+    alone = predict(policy, obs, 0, seeded(5))
     assert torch.equal(alone, predict(policy, obs, seed=5))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu
 @BOTH
 def test_generators_of_the_cpu_serve_a_policy_on_a_gpu(make_policy, kevin):
     policy, obs = make_policy(kevin_inference=kevin), observations()
-    expected = policy.predict_action(obs, generators(0, 1, 2))["action"]
+    expected = policy.predict_action(obs, seeded(0, 1, 2))["action"]
     on_gpu = {"obs": obs["obs"].cuda()}
-    actual = policy.cuda().predict_action(on_gpu, generators(0, 1, 2))["action"]
+    actual = policy.cuda().predict_action(on_gpu, seeded(0, 1, 2))["action"]
     torch.testing.assert_close(actual.cpu(), expected, rtol=1e-3, atol=1e-2)
 
 
@@ -417,34 +422,22 @@ def test_it_learns_two_answers_where_there_are_two(make_policy):
 
 # ---- images --------------------------------------------------------------------------------------
 
-SHAPE_META = {
-    "obs": {
-        "image": {"shape": [3, 40, 40], "type": "rgb"},
-        "agent_pos": {"shape": [2], "type": "low_dim"},
-    },
-    "action": {"shape": [2]},
-}
-
 
 def make_hybrid(**kwargs):
     torch.manual_seed(0)
     policy = IbcDfoHybridImagePolicy(
-        OmegaConf.create(SHAPE_META),
+        OmegaConf.create(pusht(40)),
         horizon=4,
         n_action_steps=2,
         n_obs_steps=2,
         **{"crop_shape": [36, 36], "train_n_neg": 6, "pred_n_samples": 20, **kwargs},
     )
-    normalizer = LinearNormalizer()
-    normalizer.fit({"agent_pos": torch.rand(9, 2) * 500, "action": torch.rand(9, 2) * 500})
-    normalizer["image"] = get_image_range_normalizer()
-    policy.set_normalizer(normalizer)
+    policy.set_normalizer(pusht_normalizer())
     return policy.eval()
 
 
 def image_observations(batch=2, steps=2):
-    image = torch.randint(0, 256, (batch, steps, 3, 40, 40)).to(torch.uint8)
-    return {"image": image, "agent_pos": torch.rand(batch, steps, 2) * 500}
+    return pusht_observations(40, batch, steps)
 
 
 def test_the_hybrid_policy_scores_actions_given_features_of_images(narrow):
@@ -482,52 +475,28 @@ def test_the_hybrid_policy_crops_the_centre_and_normalizes_by_groups_by_default(
 # ---- the original's numbers ----------------------------------------------------------------------
 
 
-def reference_policy(case, policy):
-    state = policy.state_dict()
-    weights = seeded_state_dict(case["state_dict_shapes"], case["fill_recipe_seed"])
-    for key, value in weights.items():
-        state[key].copy_(value)  # in place: of two names of one tensor, the last one counts
-    policy.load_state_dict(policy.state_dict() | case["normalizer_state"])
-    assert list(policy.state_dict()) == case["state_dict_keys"]
-    return policy.eval()
-
-
-def assert_reference_behaviour(policy, case, obs):
-    evaluated = loss(policy, case["batch"], case["seed"])
-    torch.testing.assert_close(evaluated, case["loss_eval"], rtol=1e-4, atol=1e-5)
-    evaluated.backward()
-    for name, norm in case["grad_norms"].items():
-        gradient = policy.get_parameter(name).grad
-        found = 0.0 if gradient is None else gradient.norm().item()
-        assert found == pytest.approx(norm or 0.0, rel=2e-3, abs=1e-5), name
-    trained = loss(policy.train(), case["batch"], case["seed"])
-    torch.testing.assert_close(trained, case["loss_train"], rtol=1e-4, atol=1e-5)
-    action = predict(policy.eval(), obs, case["predict_seed"])
-    torch.testing.assert_close(action, case["predict"]["action"], rtol=1e-3, atol=1e-3)
-
-
 @pytest.mark.parametrize("i", range(3), ids=["default", "kevin", "andy"])
 def test_reference_lowdim_policies(golden, i):
     """Scores, bounds, losses, gradients, random draws and actions of the original."""
     case = torch.load(golden / "i_ibc_lowdim.pt", weights_only=True)[i]
-    policy = reference_policy(case, IbcDfoLowdimPolicy(**case["policy_kw"]))
+    policy = IbcDfoLowdimPolicy(**case["policy_kw"]).eval()
+    load_weights(policy, case)
     scores = policy(case["fwd_obs"], case["fwd_action"])
     torch.testing.assert_close(scores, case["fwd_out"], rtol=1e-4, atol=1e-5)
     for name, value in policy.get_naction_stats().items():
         torch.testing.assert_close(value, case["naction_stats"][name], rtol=1e-5, atol=1e-6)
-    assert_reference_behaviour(policy, case, case["obs"])
+    check_losses(policy, case, rel=2e-3)
+    check_actions(policy, case, case["obs"])
 
 
 def test_reference_hybrid_policy(golden):
     cases = torch.load(golden / "e_policy_image.pt", weights_only=True)
     [case] = [case for case in cases if case["variant"] == "ibc_hybrid"]
     policy = IbcDfoHybridImagePolicy(case["shape_meta"], **case["policy_kw"])
-    policy = reference_policy(case, policy)
-    obs = {key: value[:, :2] for key, value in case["batch"]["obs"].items()}
-    with torch.no_grad():
-        features = policy.encoded_obs(obs, 2).flatten(0, 1)
-    torch.testing.assert_close(features, case["encoder_out_eval"], rtol=1e-4, atol=1e-5)
-    assert_reference_behaviour(policy, case, obs)
+    load_weights(policy, case)
+    check_features(policy, case)
+    check_losses(policy, case, rel=2e-3)
+    check_actions(policy, case, first_observations(case))
 
 
 @pytest.mark.parametrize(
@@ -590,10 +559,7 @@ def test_the_robot_policy_has_the_published_size(golden):
             n_obs_steps=2,
             crop_shape=[216, 288],
         )
-    found = {
-        key: [list(value.shape), str(value.dtype).removeprefix("torch.")]
-        for key, value in policy.state_dict().items()
-    }
+    found = layout(policy)
     assert list(found) == list(expected["state_dict"])
     assert found == expected["state_dict"]
     assert sum(p.numel() for p in policy.parameters()) == expected["n_params"]

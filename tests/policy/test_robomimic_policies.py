@@ -7,7 +7,10 @@ import sys
 
 import pytest
 import torch
-from reference_weights import fill_by_recipe
+from generators import seeded
+from gpu import needs_gpu
+from image_tasks import make_shape_meta
+from reference_weights import fill_by_recipe, layout
 from robomimic_stand_in import (
     backend,  # noqa: F401  a fixture
     needs_robomimic,
@@ -22,17 +25,7 @@ from diffusion_policy.model.common.normalizer import (
 from diffusion_policy.policy.robomimic_image_policy import RobomimicImagePolicy
 from diffusion_policy.policy.robomimic_lowdim_policy import RobomimicLowdimPolicy
 
-
-def meta(**obs):
-    """shape_meta with images of three numbers and vectors of one, in the given order."""
-    entries = {
-        key: {"shape": list(shape), "type": "rgb" if len(shape) == 3 else "low_dim"}
-        for key, shape in obs.items()
-    }
-    return {"obs": entries, "action": {"shape": [2]}}
-
-
-SMALL = meta(pos=(2,), cam=(3, 40, 36))
+SMALL = make_shape_meta(pos=(2,), cam=(3, 40, 36))
 
 
 def with_normalizer(policy, *keys):
@@ -60,10 +53,6 @@ def image_policy(crop_shape=(32, 32)):
 @pytest.fixture
 def policy(backend):  # noqa: F811
     return lowdim_policy()
-
-
-def seeded(*seeds):
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def observation(batch=3, steps=1):
@@ -254,7 +243,7 @@ def test_the_algorithm_goes_where_the_policy_goes(policy, move):
     assert policy.device == policy.model.device == torch.device("meta")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@needs_gpu
 def test_on_a_gpu_an_episode_has_the_random_numbers_it_has_on_the_cpu(policy):
     obs = observation(20)
     expected = act(policy, obs, seeded(*range(20)))
@@ -327,7 +316,7 @@ def test_without_robomimic_a_policy_says_how_to_install_it(monkeypatch, build):
         build()
 
 
-LIFT = meta(
+LIFT = make_shape_meta(
     agentview_image=(3, 84, 84),
     robot0_eye_in_hand_image=(3, 84, 84),
     robot0_eef_pos=(3,),
@@ -349,15 +338,7 @@ def test_state_dicts_are_those_of_the_original(golden, config, build):
     stock = json.loads((golden / "e_stock_state_dicts.json").read_text())
     stock = stock[f"train_robomimic_{config}"]
     policy = build()
-    found = {
-        key: [list(value.shape), str(value.dtype).removeprefix("torch.")]
-        for key, value in policy.state_dict().items()
-    }
-    expected = {
-        key: [shape, dtype.removeprefix("torch.")]
-        for key, (shape, dtype) in stock["state_dict"].items()
-    }
-    assert found == expected
+    assert layout(policy) == stock["state_dict"]
     assert sum(p.numel() for p in policy.parameters()) == stock["n_params"]
 
 

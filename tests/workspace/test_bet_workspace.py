@@ -1,18 +1,16 @@
 """Training a Behavior Transformer: bins once, a constant rate, clipped gradients."""
 
 import json
-import shutil
 
 import pytest
 import torch
 from omegaconf import OmegaConf
+from reference_weights import layout
+from runs import assert_same_outcome, build, latest, read_log, read_state, train
 
 from diffusion_policy.common.errors import DataError
-from diffusion_policy.common.safe_pickle import load_payload, safe_loads
+from diffusion_policy.common.safe_pickle import load_payload
 from diffusion_policy.workspace.evaluation import load_workspace
-from diffusion_policy.workspace.train_bet_lowdim_workspace import (
-    TrainBETLowdimWorkspace as Workspace,
-)
 
 
 @pytest.fixture
@@ -45,40 +43,18 @@ def bet_config(compose_config, tiny_pusht_zarr):
     return compose
 
 
-def train(cfg, run_dir):
-    Workspace(cfg, output_dir=str(run_dir)).run()
-    return load_payload(run_dir / "checkpoints" / "latest.ckpt")
-
-
-def read_log(run_dir):
-    return [json.loads(line) for line in (run_dir / "logs.json.txt").read_text().splitlines()]
-
-
-def flat(value, prefix=""):
-    """Nested state as {path: tensor or number}."""
-    if not isinstance(value, dict | list):
-        return {prefix: value}
-    items = value.items() if isinstance(value, dict) else enumerate(value)
-    return {k: v for key, item in items for k, v in flat(item, f"{prefix}.{key}").items()}
-
-
-def assert_same(a, b):
-    a, b = flat(a), flat(b)
-    assert a.keys() == b.keys()
-    for key, value in a.items():
-        same = torch.equal(value, b[key]) if torch.is_tensor(value) else value == b[key]
-        assert same, key
-
-
-def bins_of(payload):
-    return payload["state_dicts"]["policy"]["action_ae.params_dict.bin_centers"]
+def bins_of(run_dir):
+    """The centers in its last checkpoint."""
+    state_dicts, _ = read_state(run_dir)
+    return state_dicts["policy"]["action_ae.params_dict.bin_centers"]
 
 
 def test_a_run_leaves_logs_and_checkpoints_under_the_published_names(bet_config, tmp_path):
-    payload = train(bet_config("training.num_epochs=2"), tmp_path)
+    train(bet_config("training.num_epochs=2"), tmp_path)
+    payload = load_payload(latest(tmp_path))
     assert set(payload["state_dicts"]) == {"policy", "optimizer"}
     assert set(payload["pickles"]) == {"global_step", "epoch", "resume_state", "_output_dir"}
-    assert bins_of(payload).shape == (5, 2)
+    assert bins_of(tmp_path).shape == (5, 2)
     log = read_log(tmp_path)
     assert [line["global_step"] for line in log] == list(range(len(log)))
     for line in log:
@@ -97,49 +73,42 @@ def test_it_learns(bet_config, tmp_path):
 
 
 def test_resuming_ends_bit_identical_to_an_uninterrupted_run(bet_config, tmp_path):
-    whole = train(bet_config(), tmp_path / "whole")
+    train(bet_config(), tmp_path / "whole")
     train(bet_config("training.num_epochs=2"), tmp_path / "cut")
-    resumed = train(bet_config(), tmp_path / "cut")
-    assert_same(whole["state_dicts"], resumed["state_dicts"])
-    states = [safe_loads(p["pickles"]["resume_state"]) for p in (whole, resumed)]
-    assert states[0] == states[1]
-    logs = [(tmp_path / d / "logs.json.txt").read_bytes() for d in ("whole", "cut")]
-    assert logs[0] == logs[1]
+    train(bet_config(), tmp_path / "cut")
+    assert_same_outcome(tmp_path / "whole", tmp_path / "cut")
 
 
 def test_the_bins_are_never_fitted_again(bet_config, tmp_path, monkeypatch):
-    first = train(bet_config("training.num_epochs=1"), tmp_path)
-    workspace = Workspace(bet_config("training.num_epochs=2"), output_dir=str(tmp_path))
+    train(bet_config("training.num_epochs=1"), tmp_path)
+    first = bins_of(tmp_path)
+    workspace = build(bet_config("training.num_epochs=2"), tmp_path)
     monkeypatch.setattr(type(workspace.policy), "fit_action_ae", lambda *_: pytest.fail("a refit"))
     workspace.run()
-    second = load_payload(tmp_path / "checkpoints" / "latest.ckpt")
-    assert torch.equal(bins_of(first), bins_of(second))
+    assert torch.equal(bins_of(tmp_path), first)
 
 
 def test_a_seed_decides_the_bins(bet_config, tmp_path):
     short = ("training.num_epochs=1", "training.max_train_steps=1")
-    runs = [
-        bins_of(train(bet_config(*short, f"training.seed={seed}"), tmp_path / str(i)))
-        for i, seed in enumerate((1, 1, 2))
-    ]
-    assert torch.equal(runs[0], runs[1])
-    assert not torch.equal(runs[0], runs[2])
+    for i, seed in enumerate((1, 1, 2)):
+        train(bet_config(*short, f"training.seed={seed}"), tmp_path / str(i))
+    bins = [bins_of(tmp_path / str(i)) for i in range(3)]
+    assert torch.equal(bins[0], bins[1])
+    assert not torch.equal(bins[0], bins[2])
 
 
 def test_the_bins_are_fitted_to_normalised_actions(bet_config, tmp_path):
-    centers = bins_of(train(bet_config("training.num_epochs=1"), tmp_path))
-    assert centers.abs().max() <= 1
+    train(bet_config("training.num_epochs=1"), tmp_path)
+    assert bins_of(tmp_path).abs().max() <= 1
 
 
 def test_without_a_normalizer_everything_stays_in_raw_units(bet_config, tmp_path):
-    payload = train(
-        bet_config("training.enable_normalizer=False", "training.num_epochs=1"), tmp_path
-    )
-    policy = payload["state_dicts"]["policy"]
+    train(bet_config("training.enable_normalizer=False", "training.num_epochs=1"), tmp_path)
+    policy = read_state(tmp_path)[0]["policy"]
     for field in ("obs", "action"):
         assert torch.equal(policy[f"normalizer.params_dict.{field}.scale"], torch.ones(1))
         assert torch.equal(policy[f"normalizer.params_dict.{field}.offset"], torch.zeros(1))
-    assert bins_of(payload).abs().max() > 10
+    assert bins_of(tmp_path).abs().max() > 10
 
 
 def test_the_gradient_of_every_batch_is_clipped(bet_config, tmp_path):
@@ -150,7 +119,7 @@ def test_the_gradient_of_every_batch_is_clipped(bet_config, tmp_path):
         "training.num_epochs=1",
         "training.lr_warmup_steps=3",
     )
-    workspace = Workspace(cfg, output_dir=str(tmp_path))
+    workspace = build(cfg, tmp_path)
     norms, rates, steps = [], [], []
 
     def before_the_step(optimizer, *_):
@@ -169,7 +138,8 @@ def test_the_gradient_of_every_batch_is_clipped(bet_config, tmp_path):
 def test_a_configuration_with_interpolations_is_saved_resolved(bet_config, tmp_path):
     cfg = bet_config("training.num_epochs=1", "training.max_train_steps=1")
     cfg.policy.horizon = "${horizon}"
-    saved = train(cfg, tmp_path)["cfg"]
+    train(cfg, tmp_path)
+    saved = load_payload(latest(tmp_path))["cfg"]
     assert OmegaConf.to_container(saved, resolve=False)["policy"]["horizon"] == 3
 
 
@@ -183,8 +153,8 @@ def test_the_shipped_policy_has_the_published_parameters(compose_config, golden,
     stock = json.loads((golden / "e_stock_state_dicts.json").read_text())
     name = "train_bet_lowdim_workspace"
     expected = stock[name if task.startswith("blockpush") else f"{name}+task={task}"]
-    policy = Workspace(compose_config(name, f"task={task}"), output_dir="unused").policy
-    ours = {k: [list(v.shape), str(v.dtype).split(".")[1]] for k, v in policy.state_dict().items()}
+    policy = build(compose_config(name, f"task={task}"), "unused").policy
+    ours = layout(policy)
     assert ours == expected["state_dict"]
     assert list(ours) == list(expected["state_dict"])
     assert sum(p.numel() for p in policy.parameters()) == expected["n_params"]
@@ -194,66 +164,40 @@ def test_the_shipped_policy_has_the_published_parameters(compose_config, golden,
 
 
 @pytest.fixture
-def reference_run(golden, tmp_path, monkeypatch):
-    shutil.copytree(golden / "k_data", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)  # its configuration names data/pusht_tiny.zarr
-    return golden / "k_checkpoints" / "bet_lowdim"
-
-
-def reference_config(run):
-    cfg = load_payload(run / "checkpoints" / "latest.ckpt")["cfg"]
-    for key, value in {"noise": "batch", "n_workers": 0}.items():  # draws as they were
-        OmegaConf.update(cfg, f"task.env_runner.{key}", value, force_add=True)
-    return cfg
+def reference_run(open_reference_run):
+    return open_reference_run("bet_lowdim")
 
 
 def test_a_reference_run_gives_the_reference_losses(reference_run, tmp_path):
     """The same seed gives the bins, the loss curve, the scores and the errors that the original
     logged."""
-    payload = train(reference_config(reference_run), tmp_path / "run")
-    reference = load_payload(reference_run / "checkpoints" / "latest.ckpt")
-    torch.testing.assert_close(bins_of(payload), bins_of(reference), rtol=1e-4, atol=1e-5)
-    lines = (reference_run / "logs.json.txt").read_text().splitlines()
-    expected = [json.loads(line) for line in lines]
-    ours = read_log(tmp_path / "run")
-    assert len(ours) == len(expected)
-    for line, other in zip(ours, expected, strict=True):
-        assert {k for k in line if "sim_video" not in k} == other.keys()
-        if "val_loss" in other:  # at the end of an epoch, the original left the last batch's parts
-            del other["train_loss_offset"], other["train_loss_class"]
-        for key, value in other.items():
-            assert line[key] == pytest.approx(value, rel=1e-3, abs=1e-5), (key, other["epoch"])
+    train(reference_run.config(noise="batch", n_workers=0), tmp_path / "run")
+    torch.testing.assert_close(
+        bins_of(tmp_path / "run"), bins_of(reference_run.path), rtol=1e-4, atol=1e-5
+    )
+
+    def parts_of_the_last_batch(line):
+        """In the record of an epoch, which has their means here."""
+        return {"train_loss_offset", "train_loss_class"} if "val_loss" in line else set()
+
+    reference_run.check_log(tmp_path / "run", leave_out=parts_of_the_last_batch)
 
 
 def test_a_reference_checkpoint_continues(reference_run, tmp_path):
-    checkpoints = tmp_path / "run" / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    shutil.copy(reference_run / "checkpoints" / "latest.ckpt", checkpoints)
-    shutil.copy(reference_run / "logs.json.txt", tmp_path / "run")
-    before = load_payload(checkpoints / "latest.ckpt")
-    cfg = reference_config(reference_run)
+    reference_run.copy_to(tmp_path / "run")
+    cfg = reference_run.config(noise="batch", n_workers=0)
     cfg.training.num_epochs = 3
-    after = train(cfg, tmp_path / "run")
+    train(cfg, tmp_path / "run")
     log = read_log(tmp_path / "run")
     assert [line["epoch"] for line in log if "val_loss" in line] == [0, 1, 2]
     assert log[26]["global_step"] == 26
     assert log[26]["train_loss"] < 17  # it did not start over, at 31
-    assert torch.equal(bins_of(before), bins_of(after))
-    steps = {int(s["step"]) for s in after["state_dicts"]["optimizer"]["state"].values()}
+    assert torch.equal(bins_of(tmp_path / "run"), bins_of(reference_run.path))
+    state_dicts, _ = read_state(tmp_path / "run")
+    steps = {int(s["step"]) for s in state_dicts["optimizer"]["state"].values()}
     assert steps == {36}
 
 
 def test_a_reference_checkpoint_predicts_the_reference_actions(reference_run, tmp_path):
-    workspace = load_workspace(reference_run / "checkpoints" / "latest.ckpt", tmp_path)
-    expected = torch.load(reference_run / "expected.pt", weights_only=True)
-    policy = workspace.get_eval_policy().eval()
-    torch.manual_seed(expected["seed_predict"])
-    result = policy.predict_action(expected["obs"])
-    for key, value in expected["predict"].items():
-        torch.testing.assert_close(result[key], value, rtol=1e-3, atol=0.05)
-    torch.manual_seed(expected["seed_loss"])
-    loss, parts = policy.compute_loss(expected["batch"])
-    expected_loss, expected_parts = expected["loss_eval_mode"]
-    torch.testing.assert_close(loss, expected_loss, rtol=1e-4, atol=1e-5)
-    for key, value in expected_parts.items():
-        torch.testing.assert_close(parts[key], value, rtol=1e-4, atol=1e-5)
+    workspace = load_workspace(reference_run.checkpoint, tmp_path)
+    reference_run.check_policy(workspace.get_eval_policy())

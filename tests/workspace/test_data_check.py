@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from image_tasks import pusht
 from omegaconf import OmegaConf
 
 from diffusion_policy.common.errors import ConfigError, DataError
@@ -11,13 +12,7 @@ from diffusion_policy.workspace.train_diffusion_unet_lowdim_workspace import (
     TrainDiffusionUnetLowdimWorkspace,
 )
 
-SHAPE_META = {
-    "obs": {
-        "image": {"shape": [3, 96, 96], "type": "rgb"},
-        "agent_pos": {"shape": [2], "type": "low_dim"},
-    },
-    "action": {"shape": [2]},
-}
+SHAPE_META = pusht(96)
 
 
 class Items(BaseImageDataset):

@@ -5,6 +5,7 @@ import json
 import hydra
 import pytest
 import torch
+from runs import build, latest, read_log, train
 
 from diffusion_policy.common.safe_pickle import load_payload
 from diffusion_policy.policy import base_ibc_dfo_policy
@@ -42,10 +43,6 @@ def lowdim_config(compose_config, tiny_pusht_zarr):
     return compose
 
 
-def build(cfg, run_dir):
-    return hydra.utils.get_class(cfg._target_)(cfg, output_dir=str(run_dir))
-
-
 class RecordingPolicy:
     """Predicts a constant and remembers what it was asked."""
 
@@ -64,10 +61,8 @@ def narrow(monkeypatch):
 
 
 def test_a_run_logs_what_other_methods_log(lowdim_config, narrow, tmp_path):
-    workspace = build(lowdim_config(), tmp_path)
-    workspace.run()
-    lines = [json.loads(line) for line in (tmp_path / "logs.json.txt").read_text().splitlines()]
-    ends = [line for line in lines if "test/mean_score" in line]
+    workspace = train(lowdim_config(), tmp_path)
+    ends = [line for line in read_log(tmp_path) if "test/mean_score" in line]
     assert [line["epoch"] for line in ends] == [0, 1]
     for line in ends:
         assert {"train_loss", "val_loss", "train_action_mse_error", "lr"} <= line.keys()
@@ -150,8 +145,8 @@ def assert_optimizer_fits(state, optimizer):
 
 
 def test_a_checkpoint_holds_what_the_reference_one_holds(golden, lowdim_config, tmp_path):
-    build(lowdim_config("training.num_epochs=1", "training.max_train_steps=1"), tmp_path).run()
-    payload = load_payload(tmp_path / "checkpoints" / "latest.ckpt")
+    train(lowdim_config("training.num_epochs=1", "training.max_train_steps=1"), tmp_path)
+    payload = load_payload(latest(tmp_path))
     expected = structure(golden, "ibc_lowdim")
     state_dicts = expected["state_dicts"]
     assert set(payload["state_dicts"]) == set(state_dicts) == {"model", "optimizer"}

@@ -1,17 +1,14 @@
 """Training from images: whole runs, tiny."""
 
-import json
-import shutil
-
 import hydra
 import numpy as np
 import pytest
 import torch
 from hydra.core.utils import setup_globals
 from omegaconf import OmegaConf
+from runs import assert_equal, build, latest, read_log, read_state, train, train_until
 
 from diffusion_policy.common.errors import ConfigError
-from diffusion_policy.common.safe_pickle import load_payload, safe_loads
 from diffusion_policy.model.vision.multi_image_obs_encoder import MultiImageObsEncoder
 
 # In place of a ResNet: 16 features in an instant, with a BatchNorm.
@@ -79,35 +76,6 @@ def image_config(compose_config, tiny):
     return compose
 
 
-def train(cfg, run_dir):
-    workspace = hydra.utils.get_class(cfg._target_)(cfg, output_dir=str(run_dir))
-    workspace.run()
-    return workspace
-
-
-def read_log(run_dir):
-    return [json.loads(line) for line in (run_dir / "logs.json.txt").read_text().splitlines()]
-
-
-def state_of(run_dir):
-    payload = load_payload(run_dir / "checkpoints" / "latest.ckpt")
-    pickles = {key: safe_loads(data) for key, data in payload["pickles"].items()}
-    return payload["state_dicts"], {k: v for k, v in pickles.items() if k != "_output_dir"}
-
-
-def assert_same(a, b, path=""):
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}[{i}]")
-    else:
-        assert torch.equal(a, b) if torch.is_tensor(a) else a == b, path
-
-
 def test_a_run_from_images_logs_scores_and_saves(image_config, tmp_path):
     train(image_config(), tmp_path)
     ends = [line for line in read_log(tmp_path) if "val_loss" in line]
@@ -115,33 +83,22 @@ def test_a_run_from_images_logs_scores_and_saves(image_config, tmp_path):
     for line in ends:
         expected = {"train_loss", "val_loss", "train_action_mse_error", "lr", "test/mean_score"}
         assert expected <= line.keys()
-    state_dicts, _ = state_of(tmp_path)
+    state_dicts, _ = read_state(tmp_path)
     assert set(state_dicts) == {"model", "ema_model", "optimizer"}
     assert len(list((tmp_path / "checkpoints").glob("epoch=*"))) == 2
 
 
 def test_a_resumed_run_ends_bit_identical_to_an_uninterrupted_one(image_config, tmp_path):
-    train(image_config("training.num_epochs=4"), tmp_path / "whole")
-    # The schedule is that of four epochs from the start.
-    cut = image_config("training.num_epochs=4")
-    workspace = hydra.utils.get_class(cut._target_)(cut, output_dir=str(tmp_path / "cut"))
-    step = workspace.train_step
-
-    def interrupted(batch):
-        if workspace.epoch == 2:
-            raise KeyboardInterrupt
-        return step(batch)
-
-    workspace.train_step = interrupted
-    with pytest.raises(KeyboardInterrupt):
-        workspace.run()
-    train(image_config("training.num_epochs=4"), tmp_path / "cut")
-    states = [state_of(tmp_path / name) for name in ("whole", "cut")]
+    cfg = image_config("training.num_epochs=4")
+    train(cfg, tmp_path / "whole")
+    train_until(lambda workspace: workspace.epoch == 2, cfg, tmp_path / "cut")
+    train(cfg, tmp_path / "cut")
+    states = [read_state(tmp_path / name) for name in ("whole", "cut")]
     for _, pickles in states:
         # Training draws from torch only. Environments in this process (n_workers=0) draw from
         # numpy when they are built, which the resumed run did once more.
         pickles["resume_state"]["rng"].pop("numpy")
-    assert_same(*states)
+    assert_equal(*states)
     assert read_log(tmp_path / "whole") == read_log(tmp_path / "cut")
 
 
@@ -150,7 +107,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_the_rest_learns(image_config, tmp_p
     cfg = image_config(
         "training.freeze_encoder=True", "training.max_train_steps=2", f"training.use_ema={use_ema}"
     )
-    workspace = hydra.utils.get_class(cfg._target_)(cfg, output_dir=str(tmp_path))
+    workspace = build(cfg, tmp_path)
     before = {key: value.clone() for key, value in workspace.model.state_dict().items()}
     modes = []
     step = workspace.train_step
@@ -169,7 +126,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_the_rest_learns(image_config, tmp_p
 
 def test_a_free_encoder_learns(image_config, tmp_path):
     cfg = image_config("training.max_train_steps=2")
-    workspace = hydra.utils.get_class(cfg._target_)(cfg, output_dir=str(tmp_path))
+    workspace = build(cfg, tmp_path)
     weight = workspace.model.obs_encoder.key_model_map["image"][0].weight
     before = weight.detach().clone()
     workspace.run()
@@ -201,8 +158,7 @@ def test_a_checkpoint_evaluates(image_config, tmp_path):
     from diffusion_policy.workspace.evaluation import evaluate
 
     train(image_config("training.num_epochs=1"), tmp_path / "run")
-    checkpoint = tmp_path / "run" / "checkpoints" / "latest.ckpt"
-    log = evaluate(checkpoint, tmp_path / "eval", device="cpu")
+    log = evaluate(latest(tmp_path / "run"), tmp_path / "eval", device="cpu")
     assert 0 <= log["test/mean_score"] <= 1
 
 
@@ -324,7 +280,7 @@ def test_the_published_configuration_file_trains_resumes_and_loads(
     assert all(np.isfinite(line["train_loss"]) for line in log)
 
     loaded = type(workspace).create_from_checkpoint(
-        tmp_path / "run" / "checkpoints" / "latest.ckpt", output_dir=str(tmp_path)
+        latest(tmp_path / "run"), output_dir=str(tmp_path)
     )
     obs = {
         "image": torch.randint(0, 256, (1, 2, 3, 96, 96), dtype=torch.uint8),
@@ -344,10 +300,8 @@ def test_the_published_configuration_file_trains_resumes_and_loads(
 
 
 @pytest.fixture
-def reference_run(golden, tmp_path, monkeypatch):
-    shutil.copytree(golden / "k_data", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)  # its configuration names data/pusht_tiny.zarr
-    return golden / "k_checkpoints" / "unet_image"
+def reference_run(open_reference_run):
+    return open_reference_run("unet_image")
 
 
 def test_a_reference_run_gives_the_reference_losses(reference_run, tmp_path, monkeypatch):
@@ -359,37 +313,23 @@ def test_a_reference_run_gives_the_reference_losses(reference_run, tmp_path, mon
         torch.rand(1, 1), torch.rand(1, 1)
         return output_shape(encoder)
 
+    def tolerance(key):
+        # Pixels are drawn by another version of SDL: they move the score a little.
+        return {"abs": 0.02} if "reward" in key or "score" in key else {"rel": 1e-3}
+
     monkeypatch.setattr(MultiImageObsEncoder, "output_shape", with_a_random_crop)
-    cfg = load_payload(reference_run / "checkpoints" / "latest.ckpt")["cfg"]
-    for key, value in {"noise": "batch", "n_workers": 0}.items():  # draws as they were
-        OmegaConf.update(cfg, f"task.env_runner.{key}", value, force_add=True)
-    train(cfg, tmp_path / "run")
-    lines = (reference_run / "logs.json.txt").read_text().splitlines()
-    expected = [json.loads(line) for line in lines]
-    ours = read_log(tmp_path / "run")
-    assert len(ours) == len(expected)
-    for line, reference in zip(ours, expected, strict=True):
-        assert {k for k in line if "sim_video" not in k} == reference.keys()
-        for key, value in reference.items():
-            # Pixels are drawn by another version of SDL: they move the score a little.
-            tolerance = {"abs": 0.02} if "reward" in key or "score" in key else {"rel": 1e-3}
-            assert line[key] == pytest.approx(value, **tolerance), (key, reference["epoch"])
+    train(reference_run.config(noise="batch", n_workers=0), tmp_path / "run")
+    reference_run.check_log(tmp_path / "run", tolerance=tolerance)
 
 
 def test_a_reference_checkpoint_predicts_the_reference_actions(reference_run, tmp_path):
     from diffusion_policy.dataset.pusht_image_dataset import PushTImageDataset
     from diffusion_policy.workspace.evaluation import load_workspace
 
-    workspace = load_workspace(reference_run / "checkpoints" / "latest.ckpt", tmp_path)
-    expected = torch.load(reference_run / "expected.pt", weights_only=True)
-    policy = workspace.get_eval_policy().eval()
-    torch.manual_seed(expected["seed_predict"])
-    result = policy.predict_action(expected["obs"])
-    for key, value in expected["predict"].items():
-        torch.testing.assert_close(result[key], value, rtol=1e-3, atol=0.05)
+    workspace = load_workspace(reference_run.checkpoint, tmp_path)
+    expected = reference_run.expected
     options = {k: v for k, v in workspace.cfg.task.dataset.items() if k != "_target_"}
     dataset = PushTImageDataset(**options)
     assert len(dataset) == expected["dataset_len"]
-    torch.manual_seed(expected["seed_loss"])
-    loss = policy.compute_loss(dataset.get_batch(expected["dataset_idx"]))
-    torch.testing.assert_close(loss, expected["loss_eval_mode"], rtol=1e-4, atol=1e-5)
+    batch = dataset.get_batch(expected["dataset_idx"])
+    reference_run.check_policy(workspace.get_eval_policy(), batch)

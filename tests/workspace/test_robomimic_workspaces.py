@@ -1,9 +1,7 @@
 """Training of LSTM-GMM: the common loop around an optimizer that the policy steps itself."""
 
-import json
 import shutil
 
-import hydra
 import numpy as np
 import pytest
 import torch
@@ -12,8 +10,9 @@ from robomimic_stand_in import (
     needs_robomimic,
     replace_robomimic,
 )
+from runs import assert_same_outcome, build, latest, read_log, read_state, train
 
-from diffusion_policy.common.safe_pickle import load_payload, safe_loads
+from diffusion_policy.common.safe_pickle import load_payload
 from diffusion_policy.workspace.base_workspace import write_payload
 from diffusion_policy.workspace.evaluation import evaluate
 
@@ -65,43 +64,6 @@ def image(compose_config, tiny_image_zarr):
     return compose
 
 
-def build(cfg, run_dir):
-    return hydra.utils.get_class(cfg._target_)(cfg, output_dir=str(run_dir))
-
-
-def train(cfg, run_dir):
-    workspace = build(cfg, run_dir)
-    workspace.run()
-    return workspace
-
-
-def read_log(run_dir):
-    return [json.loads(line) for line in (run_dir / "logs.json.txt").read_text().splitlines()]
-
-
-def latest(run_dir):
-    return run_dir / "checkpoints" / "latest.ckpt"
-
-
-def state_of(run_dir):
-    payload = load_payload(latest(run_dir))
-    pickles = {key: safe_loads(data) for key, data in payload["pickles"].items()}
-    return payload["state_dicts"], {k: v for k, v in pickles.items() if k != "_output_dir"}
-
-
-def assert_same(a, b, path=""):
-    if isinstance(a, dict):
-        assert a.keys() == b.keys(), path
-        for key in a:
-            assert_same(a[key], b[key], f"{path}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), path
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            assert_same(x, y, f"{path}[{i}]")
-    else:
-        assert torch.equal(a, b) if torch.is_tensor(a) else a == b, path
-
-
 def test_a_run_on_states_logs_scores_and_saves_its_optimizer(backend, lowdim, tmp_path):  # noqa: F811
     workspace = train(lowdim(), tmp_path)
     ends = [line for line in read_log(tmp_path) if "val_loss" in line]
@@ -110,7 +72,7 @@ def test_a_run_on_states_logs_scores_and_saves_its_optimizer(backend, lowdim, tm
         # no learning rate (robomimic's own), no action error (the published file does not ask)
         metrics = {key for key in line if "sim_" not in key}
         assert metrics == {"train_loss", "val_loss", "test/mean_score", "epoch", "global_step"}
-    states, pickles = state_of(tmp_path)
+    states, pickles = read_state(tmp_path)
     assert set(states) == {"model", "optimizer"}
     assert set(pickles) == {"global_step", "epoch", "resume_state"}
     assert {int(s["step"]) for s in states["optimizer"]["state"].values()} == {6}
@@ -142,8 +104,7 @@ def check_resume(config, tmp_path):
     train(config("training.num_epochs=4"), whole)
     train(config("training.num_epochs=2"), parts)
     train(config("training.num_epochs=4"), parts)
-    assert_same(state_of(parts), state_of(whole))
-    assert read_log(parts) == read_log(whole)
+    assert_same_outcome(parts, whole)
 
 
 def test_a_checkpoint_of_the_original_has_no_optimizer_and_is_continued(
@@ -158,7 +119,7 @@ def test_a_checkpoint_of_the_original_has_no_optimizer_and_is_continued(
     write_payload(payload, latest(tmp_path))
     shutil.copy(latest(tmp_path), tmp_path / "original.ckpt")
     train(lowdim("training.num_epochs=3"), tmp_path)
-    states, pickles = state_of(tmp_path)
+    states, pickles = read_state(tmp_path)
     assert {int(s["step"]) for s in states["optimizer"]["state"].values()} == {3}
     assert pickles["epoch"] == 2
 
@@ -227,6 +188,6 @@ def test_a_run_on_images_logs_scores_and_saves(image, tmp_path):
     metrics = {key for key in end if "sim_" not in key}
     expected = {"train_loss", "val_loss", "train_action_mse_error", "test/mean_score"}
     assert metrics == expected | {"epoch", "global_step"}
-    states, _ = state_of(tmp_path)
+    states, _ = read_state(tmp_path)
     assert set(states) == {"model", "optimizer"}
     assert {int(s["step"]) for s in states["optimizer"]["state"].values()} == {2}

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import pty
 import subprocess
 import sys
@@ -11,6 +10,7 @@ import types
 
 import pytest
 from omegaconf import OmegaConf
+from runs import read_lines, read_log
 
 from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError
 from diffusion_policy.common.media import VideoFile
@@ -28,10 +28,6 @@ PUBLISHED = OmegaConf.create(
     }
 )
 DISABLED = {"mode": "disabled"}
-
-
-def rows_of(path: pathlib.Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 class FakeRun:
@@ -96,9 +92,7 @@ def test_disabled_writes_the_log_and_never_imports_wandb(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)  # importing it would raise
     with RunLogger(tmp_path, DISABLED, {}) as logger:
         logger.log({"train_loss": 0.5, "global_step": 0, "epoch": 0, "text": "x"}, step=0)
-    assert rows_of(tmp_path / "logs.json.txt") == [
-        {"train_loss": 0.5, "global_step": 0, "epoch": 0}
-    ]
+    assert read_log(tmp_path) == [{"train_loss": 0.5, "global_step": 0, "epoch": 0}]
 
 
 def test_the_environment_variable_wandb_mode_takes_precedence(tmp_path, monkeypatch):
@@ -112,7 +106,7 @@ def test_without_a_logging_block_there_is_only_the_log(tmp_path, wandb):
     with RunLogger(tmp_path, None, {}) as logger:
         logger.log({"global_step": 0}, step=0)
     assert not wandb.calls
-    assert len(rows_of(tmp_path / "logs.json.txt")) == 1
+    assert len(read_log(tmp_path)) == 1
 
 
 def test_the_published_block_reaches_wandb_init(tmp_path, wandb):
@@ -184,7 +178,7 @@ def test_wandb_that_cannot_start_at_all_is_one_warning(tmp_path, wandb, caplog):
         logger.log({"train_loss": 0.5}, step=0)
     assert len(caplog.messages) == 1
     assert "No space left on device" in caplog.text
-    assert rows_of(tmp_path / "logs.json.txt") == [{"train_loss": 0.5}]
+    assert read_log(tmp_path) == [{"train_loss": 0.5}]
 
 
 def test_wandb_that_dies_is_switched_off_with_one_warning(tmp_path, wandb, caplog):
@@ -196,7 +190,7 @@ def test_wandb_that_dies_is_switched_off_with_one_warning(tmp_path, wandb, caplo
     assert len(caplog.messages) == 1
     assert "wandb failed" in caplog.text
     assert "Connection reset by peer" in caplog.text
-    assert [row["global_step"] for row in rows_of(tmp_path / "logs.json.txt")] == [0, 1, 2, 3]
+    assert [row["global_step"] for row in read_log(tmp_path)] == [0, 1, 2, 3]
 
 
 def test_steps_that_wandb_has_already_are_not_sent_again(tmp_path, wandb, monkeypatch):
@@ -205,7 +199,7 @@ def test_steps_that_wandb_has_already_are_not_sent_again(tmp_path, wandb, monkey
         for step in range(3, 7):
             logger.log({"global_step": step}, step=step)
     assert [step for step, _ in wandb.runs[0].logged] == [5, 6]
-    assert len(rows_of(tmp_path / "logs.json.txt")) == 4
+    assert len(read_log(tmp_path)) == 4
 
 
 def test_a_run_that_raises_is_reported_to_wandb_as_failed(tmp_path, wandb):
@@ -237,7 +231,7 @@ def test_videos_go_to_wandb_and_to_the_media_list(tmp_path, wandb):
     with RunLogger(tmp_path, PUBLISHED, {}) as logger:
         logger.log({"global_step": 6}, step=6)
         logger.log(record, step=7)
-    assert rows_of(tmp_path / "media.json.txt") == [
+    assert read_lines(tmp_path / "media.json.txt") == [
         {
             "global_step": 7,
             "epoch": 1,
@@ -247,7 +241,7 @@ def test_videos_go_to_wandb_and_to_the_media_list(tmp_path, wandb):
     ]
     _, values = wandb.runs[0].logged[1]
     assert values["test/sim_video_10000"] == ("video", str(video), "mp4")
-    assert rows_of(tmp_path / "logs.json.txt")[1] == {
+    assert read_log(tmp_path)[1] == {
         "global_step": 7,
         "epoch": 1,
         "test/mean_score": 0.5,
@@ -261,7 +255,7 @@ def test_the_media_list_is_relative_also_when_the_run_folder_is_given_relative(
     monkeypatch.chdir(tmp_path)
     with RunLogger("run", DISABLED, {}) as logger:
         logger.log({"global_step": 0, "test/sim_video_1": VideoFile("run/media/a.mp4")}, step=0)
-    assert rows_of(tmp_path / "run" / "media.json.txt")[0]["test/sim_video_1"] == "media/a.mp4"
+    assert read_lines(tmp_path / "run" / "media.json.txt")[0]["test/sim_video_1"] == "media/a.mp4"
 
 
 def test_resuming_from_a_checkpoint_leaves_no_duplicates_and_no_holes(tmp_path):
@@ -294,7 +288,7 @@ def test_resume_bytes_zero_starts_the_log_over_and_none_appends(tmp_path):
     for resume_bytes, expected in [(None, [0]), (None, [0, 1]), (0, [2])]:
         with RunLogger(tmp_path, DISABLED, {}, resume_bytes=resume_bytes) as logger:
             logger.log({"global_step": expected[-1]}, step=0)
-        steps = [row["global_step"] for row in rows_of(tmp_path / "logs.json.txt")]
+        steps = [row["global_step"] for row in read_log(tmp_path)]
         assert steps == expected
 
 
@@ -410,7 +404,7 @@ def test_real_wandb_never_asks_goes_offline_and_may_be_killed(tmp_path):
     assert len(ours) == 2, output
     assert "cannot go online (No API key configured" in ours[0]
     assert "OURS WARNING wandb failed" in ours[1]
-    assert len(rows_of(run_dir / "logs.json.txt")) == 4
+    assert len(read_log(run_dir)) == 4
     assert list((run_dir / "wandb").glob("offline-run-*/*.wandb"))
 
 

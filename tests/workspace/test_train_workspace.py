@@ -1,13 +1,11 @@
 """The life of a run: logs, checkpoints, resume."""
 
-import json
 import math
 import pathlib
-import shutil
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from runs import assert_same_outcome, build, latest, read_log, read_state, train, train_until
 
 from diffusion_policy.common.errors import CheckpointError, ConfigError, NonFiniteLossError
 from diffusion_policy.common.safe_pickle import load_payload
@@ -16,43 +14,15 @@ from diffusion_policy.workspace.train_diffusion_unet_lowdim_workspace import (
 )
 
 
-def read_log(run_dir):
-    return [json.loads(line) for line in (run_dir / "logs.json.txt").read_text().splitlines()]
-
-
-def train(cfg, run_dir):
-    Workspace(cfg, output_dir=str(run_dir)).run()
-    return load_payload(run_dir / "checkpoints" / "latest.ckpt")
-
-
-def assert_same_state(a, b):
-    """Bitwise: every tensor and number of the state dicts and the pickles."""
-    assert a["pickles"] == b["pickles"]
-    flat_a, flat_b = flatten(a["state_dicts"]), flatten(b["state_dicts"])
-    assert flat_a.keys() == flat_b.keys()
-    for key, value in flat_a.items():
-        same = torch.equal(value, flat_b[key]) if torch.is_tensor(value) else value == flat_b[key]
-        assert same, key
-
-
-def flatten(value, prefix=""):
-    if isinstance(value, dict):
-        items = value.items()
-    elif isinstance(value, list):
-        items = enumerate(value)
-    else:
-        return {prefix: value}
-    return {k: v for key, item in items for k, v in flatten(item, f"{prefix}.{key}").items()}
-
-
 def test_a_run_leaves_logs_and_checkpoints(tiny_config, tmp_path):
-    payload = train(tiny_config(), tmp_path)
+    train(tiny_config(), tmp_path)
     log = read_log(tmp_path)
     assert [line["global_step"] for line in log] == list(range(len(log)))
     ends = [line for line in log if "val_loss" in line]
     assert [line["epoch"] for line in ends] == [0, 1, 2]
     for line in ends:
         assert {"train_loss", "lr", "train_action_mse_error", "test/mean_score"} <= line.keys()
+    payload = load_payload(latest(tmp_path))
     assert set(payload) == {"cfg", "state_dicts", "pickles"}
     assert set(payload["state_dicts"]) == {"model", "ema_model", "optimizer"}
     assert set(payload["pickles"]) == {"global_step", "epoch", "resume_state", "_output_dir"}
@@ -77,44 +47,21 @@ def test_the_first_step_has_warm_up_rate_zero_and_logs_the_next(tiny_config, tmp
 
 @pytest.mark.parametrize("killed_after", [1, 2])
 def test_resuming_ends_bit_identical_to_an_uninterrupted_run(tiny_config, tmp_path, killed_after):
-    whole = train(tiny_config(), tmp_path / "whole")
-    cut = tiny_config()
-    cut_workspace = Workspace(cut, output_dir=str(tmp_path / "cut"))
-    stop_after(cut_workspace, killed_after)
-    with pytest.raises(KeyboardInterrupt):
-        cut_workspace.run()
+    train(tiny_config(), tmp_path / "whole")
+    train_until(in_the_middle_of(killed_after), tiny_config(), tmp_path / "cut")
     # a few lines more were written before it died, and half a line
     with (tmp_path / "cut" / "logs.json.txt").open("a") as file:
         file.write('{"train_loss": 1.0, "global_step": 99, "epoch": 9}\n{"train_lo')
-    resumed = train(tiny_config(), tmp_path / "cut")
-    whole["pickles"].pop("_output_dir"), resumed["pickles"].pop("_output_dir")
-    assert_same_state(unpickled(whole), unpickled(resumed))
-    assert (tmp_path / "whole/logs.json.txt").read_bytes() == (
-        tmp_path / "cut/logs.json.txt"
-    ).read_bytes()
+    train(tiny_config(), tmp_path / "cut")
+    assert_same_outcome(tmp_path / "whole", tmp_path / "cut")
     names = [
         sorted(p.name for p in (tmp_path / d / "checkpoints").iterdir()) for d in ("whole", "cut")
     ]
     assert names[0] == names[1]
 
 
-def unpickled(payload):
-    from diffusion_policy.common.safe_pickle import safe_loads
-
-    pickles = {key: safe_loads(data) for key, data in payload["pickles"].items()}
-    return payload | {"pickles": pickles}
-
-
-def stop_after(workspace, epochs):
-    """Stops a run in the middle of an epoch, as Ctrl-C does."""
-    train_step = workspace.train_step
-
-    def step(batch):
-        if workspace.epoch == epochs and workspace.global_step % 3 == 2:
-            raise KeyboardInterrupt
-        return train_step(batch)
-
-    workspace.train_step = step
+def in_the_middle_of(epoch):
+    return lambda workspace: workspace.epoch == epoch and workspace.global_step % 3 == 2
 
 
 def test_a_finished_run_stays_as_it_is_when_started_again(tiny_config, tmp_path):
@@ -126,8 +73,8 @@ def test_a_finished_run_stays_as_it_is_when_started_again(tiny_config, tmp_path)
 
 def test_the_last_epoch_is_saved_whenever_checkpoints_are_due(tiny_config, tmp_path, caplog):
     train(tiny_config("training.checkpoint_every=2", "training.num_epochs=2"), tmp_path)
-    payload = unpickled(load_payload(tmp_path / "checkpoints" / "latest.ckpt"))
-    assert payload["pickles"]["epoch"] == 1
+    _, pickles = read_state(tmp_path)
+    assert pickles["epoch"] == 1
     assert len(list((tmp_path / "checkpoints").glob("epoch=*"))) == 1
     assert "monitor_key" not in caplog.text
 
@@ -174,15 +121,15 @@ def test_a_resumed_run_with_another_network_is_refused(tiny_config, tmp_path):
 
 def test_a_damaged_checkpoint_is_one_sentence_that_names_another(tiny_config, tmp_path):
     train(tiny_config(), tmp_path)
-    latest = tmp_path / "checkpoints" / "latest.ckpt"
-    latest.write_bytes(latest.read_bytes()[:5000])
+    checkpoint = latest(tmp_path)
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
     with pytest.raises(CheckpointError, match=r"latest\.ckpt.*epoch="):
         train(tiny_config(), tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
     cfg = tiny_config("training.lr_warmup_steps=0")
-    workspace = Workspace(cfg, output_dir=str(tmp_path))
+    workspace = build(cfg, tmp_path)
     compute_loss = workspace.model.compute_loss
 
     def broken(batch):
@@ -194,14 +141,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_config, tmp_path):
         NonFiniteLossError, match=r"step \d+ \(epoch 1, data set items .*latest\.ckpt"
     ):
         workspace.run()
-    saved = load_payload(tmp_path / "checkpoints" / "latest.ckpt")
+    saved = load_payload(latest(tmp_path))
     assert all(torch.isfinite(v).all() for v in saved["state_dicts"]["model"].values())
     assert all(math.isfinite(line["train_loss"]) for line in read_log(tmp_path))
 
 
 def test_gradient_accumulation_steps_every_nth_batch(tiny_config, tmp_path):
     cfg = tiny_config("training.gradient_accumulate_every=2", "training.num_epochs=1")
-    workspace = Workspace(cfg, output_dir=str(tmp_path))
+    workspace = build(cfg, tmp_path)
     steps = []
     workspace.optimizer.register_step_post_hook(lambda *_: steps.append(workspace.global_step))
     workspace.run()
@@ -256,8 +203,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(
     import errno
 
     train(tiny_config("training.num_epochs=1"), tmp_path)
-    latest = tmp_path / "checkpoints" / "latest.ckpt"
-    before = latest.read_bytes()
+    before = latest(tmp_path).read_bytes()
     save = torch.save
 
     def disk_full(payload, file, **kwargs):
@@ -268,7 +214,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(
     with pytest.raises(CheckpointError, match=r"latest\.ckpt.*space"):
         train(tiny_config("training.num_epochs=3"), tmp_path)
     monkeypatch.setattr(torch, "save", save)
-    assert latest.read_bytes() == before
+    assert latest(tmp_path).read_bytes() == before
     assert [p.name for p in (tmp_path / "checkpoints").glob(".*")] == []
 
 
@@ -276,8 +222,8 @@ def test_the_original_can_read_what_is_in_our_checkpoints(tiny_config, tmp_path)
     """Only names it has attributes for in state_dicts; only plain Python values in pickles."""
     import dill
 
-    payload = train(tiny_config("training.num_epochs=1"), tmp_path)
-    for data in payload["pickles"].values():
+    train(tiny_config("training.num_epochs=1"), tmp_path)
+    for data in load_payload(latest(tmp_path))["pickles"].values():
         only_plain(dill.loads(data))
 
 
@@ -294,38 +240,22 @@ def only_plain(value):
 # ---- the original's own runs ---------------------------------------------------------------------
 
 
-def reference_run(golden, tmp_path, monkeypatch):
-    shutil.copytree(golden / "k_data", tmp_path / "data")
-    monkeypatch.chdir(tmp_path)  # its configuration names data/pusht_tiny.zarr
-    return golden / "k_checkpoints" / "unet_lowdim"
+@pytest.fixture
+def reference_run(open_reference_run):
+    return open_reference_run("unet_lowdim")
 
 
-def test_a_reference_run_gives_the_reference_losses(golden, tmp_path, monkeypatch):
+def test_a_reference_run_gives_the_reference_losses(reference_run, tmp_path):
     """The same seed gives the loss curve, the scores and the errors that the original logged."""
-    run = reference_run(golden, tmp_path, monkeypatch)
-    cfg = load_payload(run / "checkpoints" / "latest.ckpt")["cfg"]
-    OmegaConf.update(
-        cfg, "task.env_runner.noise", "batch", force_add=True
-    )  # rollouts draw from the global generator, as they did
-    train(cfg, tmp_path / "run")
-    expected = [json.loads(line) for line in (run / "logs.json.txt").read_text().splitlines()]
-    ours = read_log(tmp_path / "run")
-    assert len(ours) == len(expected)
-    for line, reference in zip(ours, expected, strict=True):
-        assert {k for k in line if "sim_video" not in k} == reference.keys()
-        for key, value in reference.items():
-            assert line[key] == pytest.approx(value, rel=1e-3, abs=1e-5), (key, reference["epoch"])
+    train(reference_run.config(noise="batch"), tmp_path / "run")
+    reference_run.check_log(tmp_path / "run")
 
 
-def test_a_reference_checkpoint_continues(golden, tmp_path, monkeypatch):
-    run = reference_run(golden, tmp_path, monkeypatch)
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    shutil.copy(run / "checkpoints" / "latest.ckpt", tmp_path / "run" / "checkpoints")
-    shutil.copy(run / "logs.json.txt", tmp_path / "run")
-    cfg = load_payload(run / "checkpoints" / "latest.ckpt")["cfg"]
+def test_a_reference_checkpoint_continues(reference_run, tmp_path):
+    reference_run.copy_to(tmp_path / "run")
+    cfg = reference_run.config()
     cfg.training.num_epochs = 3
-    workspace = Workspace(cfg, output_dir=str(tmp_path / "run"))
-    workspace.run()
+    workspace = train(cfg, tmp_path / "run")
     log = read_log(tmp_path / "run")
     assert [line["epoch"] for line in log if "val_loss" in line] == [0, 1, 2]
     assert log[26]["global_step"] == 26
@@ -333,18 +263,7 @@ def test_a_reference_checkpoint_continues(golden, tmp_path, monkeypatch):
     assert workspace.ema.optimization_step > 26  # nor did the moving average
 
 
-def test_a_reference_checkpoint_predicts_the_reference_actions(golden, tmp_path, monkeypatch):
-    run = reference_run(golden, tmp_path, monkeypatch)
-    workspace = Workspace.create_from_checkpoint(
-        run / "checkpoints" / "latest.ckpt", output_dir=str(tmp_path)
-    )
-    expected = torch.load(run / "expected.pt", weights_only=True)
-    policy = workspace.get_eval_policy().eval()
-    torch.manual_seed(expected["seed_predict"])
-    result = policy.predict_action(expected["obs"])
-    for key, value in expected["predict"].items():
-        torch.testing.assert_close(result[key], value, rtol=1e-3, atol=0.05)
-    torch.manual_seed(expected["seed_loss"])
-    loss = policy.compute_loss(expected["batch"])
-    torch.testing.assert_close(loss, expected["loss_eval_mode"], rtol=1e-4, atol=1e-5)
+def test_a_reference_checkpoint_predicts_the_reference_actions(reference_run, tmp_path):
+    workspace = Workspace.create_from_checkpoint(reference_run.checkpoint, output_dir=str(tmp_path))
     assert pathlib.Path(workspace.output_dir) == tmp_path
+    reference_run.check_policy(workspace.get_eval_policy())

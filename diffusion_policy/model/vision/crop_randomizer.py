@@ -4,11 +4,13 @@ Random crops matter more than they seem: without them image policies overfit to 
 positions (Mandlekar et al. 2021, "What Matters in Learning from Offline Human Demonstrations").
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
+from diffusion_policy.common.draws import Draws, Generators
 from diffusion_policy.common.errors import ConfigError
 
 
@@ -92,10 +94,46 @@ class CropRandomizer(nn.Module):
 
 
 class AlwaysRandomCrop(CropRandomizer):
-    """Random crops in evaluation too, as robomimic 0.2 has it."""
+    """Random crops in evaluation too, as robomimic 0.2 has it.
+
+    They come from the global generator, or from those of the episodes: :func:`crops_drawn_by`.
+    """
+
+    generator: Generators = None
 
     def _evaluation_crops(self, images: Tensor) -> Tensor:
-        return self._random_crops(images)
+        if self.generator is None:
+            return self._random_crops(images)
+        room = torch.tensor(images.shape[-2:]) - torch.tensor([self.crop_height, self.crop_width])
+        draws = Draws(self.generator, len(images), room.device)
+        corners = (draws.uniform(self.num_crops, 2) * room).long().to(images.device)
+        if self.pos_enc:
+            images = append_position_channels(images)
+        crops = crop_image_from_indices(images, corners, self.crop_height, self.crop_width)
+        return crops.flatten(0, 1)
+
+
+@contextmanager
+def crops_drawn_by(
+    module: nn.Module, generator: Generators, images_per_row: int = 1
+) -> Iterator[None]:
+    """Within, the random crops of evaluation are drawn by these generators.
+
+    Args:
+        module: an encoder, or anything else that holds :class:`AlwaysRandomCrop`.
+        generator: of a batch of rows; None is torch's global one.
+        images_per_row: how many images in succession belong to a row.
+    """
+    if isinstance(generator, list):
+        generator = [g for g in generator for _ in range(images_per_row)]
+    crops = [part for part in module.modules() if isinstance(part, AlwaysRandomCrop)]
+    for crop in crops:
+        crop.generator = generator
+    try:
+        yield
+    finally:
+        for crop in crops:
+            crop.generator = None
 
 
 def sample_random_image_crops(

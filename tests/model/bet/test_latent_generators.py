@@ -5,6 +5,7 @@ import importlib
 import pytest
 import torch
 import torch.nn.functional as F
+from generators import seeded
 from omegaconf import OmegaConf
 
 from diffusion_policy.common.errors import ConfigError
@@ -119,7 +120,7 @@ def test_a_row_is_drawn_with_its_own_generator(generator):
     obs = torch.randn(5, STEPS, OBS)
 
     def draw(rows):
-        generators = [torch.Generator().manual_seed(100 + row) for row in rows]
+        generators = seeded(*(100 + row for row in rows))
         return generator.generate_latents(obs[rows], generators)[0]
 
     together = draw([0, 1, 2, 3, 4])

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from gpu import needs_gpu, no_waiting
+from reference_weights import wave
 from torch import nn
 
 from diffusion_policy.common.errors import ConfigError, DataError
@@ -9,11 +11,6 @@ from diffusion_policy.model.common.normalizer import (
     LinearNormalizer,
     SingleFieldLinearNormalizer,
 )
-
-
-def wave(*shape: int, phase: float = 0.0) -> torch.Tensor:
-    i = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return torch.sin(0.3 * i + phase).float().view(shape)
 
 
 def assert_close(actual, expected):
@@ -272,16 +269,13 @@ def test_field_names_that_cannot_be_saved_are_refused(name):
         LinearNormalizer().fit({name: wave(9, 2)})
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_on_a_gpu_nothing_waits_for_the_device():
     normalizer = LinearNormalizer()
     normalizer.fit({"obs": wave(9, 2)})
     normalizer.to("cuda")
     x = wave(9, 2).cuda()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         y = normalizer.normalize({"obs": x})["obs"]
         normalizer.unnormalize({"obs": y})
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert_close(normalizer.unnormalize({"obs": y})["obs"], x)

@@ -1,9 +1,10 @@
 import copy
 import logging
-import zlib
 
 import pytest
 import torch
+from gpu import needs_gpu, no_waiting
+from reference_weights import fill, statistics, wave
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.model.diffusion.conditional_unet1d import (
@@ -18,21 +19,6 @@ MODES = {
     "local": {"local_cond_dim": 4},
     "both": {"global_cond_dim": 6, "local_cond_dim": 4},
 }
-
-
-@torch.no_grad()
-def fill(module):
-    """Weights that depend on names only: FILL of the specification."""
-    for name, parameter in module.named_parameters():
-        phase = zlib.crc32(name.encode()) % 1000 / 100
-        i = torch.arange(parameter.numel(), dtype=torch.float64)
-        parameter.copy_((0.1 * torch.sin(0.7 * i + phase)).view_as(parameter))
-    return module.eval()
-
-
-def wave(*shape, phase=0.0):
-    i = torch.arange(torch.Size(shape).numel(), dtype=torch.float64)
-    return torch.sin(0.3 * i + phase).float().view(shape)
 
 
 def conditions(options, batch=3, length=8):
@@ -86,19 +72,15 @@ def test_initial_weights_and_parameter_order_are_those_of_the_original(golden, i
         assert parameter.double().sum().item() == pytest.approx(case["init_sums"][name], abs=1e-6)
 
 
-def statistics(out):
-    return [out.mean().item(), out.std().item(), *out.flatten()[:4].tolist()]
-
-
 def test_numbers_of_the_specification_with_global_condition():
-    unet = fill(ConditionalUnet1D(2, None, 40, 32, [16, 32, 64], 5, 8, True))
+    unet = fill(ConditionalUnet1D(2, None, 40, 32, [16, 32, 64], 5, 8, True)).eval()
     out = unet(wave(3, 16, 2), torch.tensor([0, 5, 99]), global_cond=wave(3, 40, phase=1))
     expected = [0.06287709, 0.05389830, -0.0054286, 0.1275513, 0.0034887, 0.1199156]
     assert statistics(out) == pytest.approx(expected, abs=1e-5)
 
 
 def test_numbers_of_the_specification_with_local_condition():
-    unet = fill(ConditionalUnet1D(2, 20, None, 32, [16, 32], 3, 8, False))
+    unet = fill(ConditionalUnet1D(2, 20, None, 32, [16, 32], 3, 8, False)).eval()
     out = unet(wave(3, 8, 2), 7, local_cond=wave(3, 8, 20, phase=1))
     expected = [0.06024704, 0.05248780, 0.0041226, 0.1071412, 0.007083, 0.1133436]
     assert statistics(out) == pytest.approx(expected, abs=1e-5)
@@ -259,7 +241,7 @@ def test_impossible_architectures_are_refused(options, sentence):
         ConditionalUnet1D(2, **SMALL | options)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("mode", MODES)
 def test_on_a_gpu_results_agree_and_no_step_waits_for_the_device(mode):
     torch.manual_seed(0)
@@ -269,14 +251,10 @@ def test_on_a_gpu_results_agree_and_no_step_waits_for_the_device(mode):
     on_gpu = copy.deepcopy(unet).cuda()
     cond_gpu = {name: value.cuda() for name, value in cond.items()}
     sample_gpu, timesteps_gpu = sample.cuda(), timesteps.cuda()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.no_grad():
-            denoise = on_gpu.prepare_sampling(timesteps_gpu, **cond_gpu)
-            outputs = [denoise(sample_gpu, i) for i in range(2)]
-            plain = on_gpu(sample_gpu, 3, **cond_gpu)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with no_waiting(), torch.no_grad():
+        denoise = on_gpu.prepare_sampling(timesteps_gpu, **cond_gpu)
+        outputs = [denoise(sample_gpu, i) for i in range(2)]
+        plain = on_gpu(sample_gpu, 3, **cond_gpu)
     with torch.no_grad():
         for out, t in zip(outputs, timesteps, strict=True):
             # convolutions may use TF32 on the GPU

@@ -2,6 +2,7 @@ import copy
 
 import pytest
 import torch
+from gpu import needs_gpu, no_waiting
 from torch import nn
 
 from diffusion_policy.common.errors import ConfigError
@@ -181,15 +182,12 @@ def test_a_model_of_another_architecture_is_refused_by_name():
     assert ema.optimization_step == 0
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 def test_on_a_gpu_a_step_does_not_wait_for_the_device():
     model = network().cuda()
     ema = EMAModel(copy.deepcopy(model))
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with no_waiting():
         for _ in range(4):
             shift(model)
             ema.step(model)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
     assert ema.decay > 0

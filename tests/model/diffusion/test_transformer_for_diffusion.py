@@ -4,7 +4,8 @@ import logging
 
 import pytest
 import torch
-from reference_weights import fill, wave
+from gpu import needs_gpu, no_waiting
+from reference_weights import fill, layout, statistics, wave
 from torch import nn
 
 from diffusion_policy.common.errors import ConfigError
@@ -128,10 +129,6 @@ def test_optimizer_groups_are_those_of_the_original(reference_cases, index):
         }
 
 
-def statistics(out):
-    return [out.mean().item(), out.std().item(), *out.flatten()[:4].tolist()]
-
-
 def test_numbers_of_the_specification_with_causal_attention():
     options = {"n_layer": 2, "n_head": 4, "n_emb": 32, "causal_attn": True}
     net = fill(TransformerForDiffusion(2, 2, 16, 2, 20, **options)).eval()
@@ -185,11 +182,8 @@ def test_the_stock_networks_have_the_published_state(golden):
     assert len(cases) == 8
     for name, entry, options in cases:
         with torch.device("meta"):
-            state = TransformerForDiffusion(**options).state_dict()
-        ours = {
-            f"model.{k}": [list(v.shape), str(v.dtype).removeprefix("torch.")]
-            for k, v in state.items()
-        }
+            net = TransformerForDiffusion(**options)
+        ours = {f"model.{key}": value for key, value in layout(net).items()}
         published = entry["state_dict"]
         assert ours == {k: v for k, v in published.items() if k in ours}, name
         assert list(ours) == [
@@ -460,7 +454,7 @@ def test_impossible_architectures_are_refused(options, sentence):
         TransformerForDiffusion(3, 3, 8, **SMALL | options)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @all_modes
 def test_on_a_gpu_results_agree_and_no_step_waits_for_the_device(mode):
     net = make(mode)
@@ -468,13 +462,9 @@ def test_on_a_gpu_results_agree_and_no_step_waits_for_the_device(mode):
     on_gpu = copy.deepcopy(net).cuda()
     cond_gpu = {name: value.cuda() for name, value in cond.items()}
     sample_gpu, timesteps_gpu = sample.cuda(), timesteps.cuda()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        with torch.no_grad():
-            denoise = on_gpu.prepare_sampling(timesteps_gpu, **cond_gpu)
-            outputs = [denoise(sample_gpu, i) for i in range(2)]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    with no_waiting(), torch.no_grad():
+        denoise = on_gpu.prepare_sampling(timesteps_gpu, **cond_gpu)
+        outputs = [denoise(sample_gpu, i) for i in range(2)]
     with torch.no_grad():
         for out, t in zip(outputs, timesteps, strict=True):
             torch.testing.assert_close(out.cpu(), net(sample, t, **cond), rtol=1e-2, atol=1e-2)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from generators import seeded
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.model.vision.crop_randomizer import (
@@ -10,6 +11,7 @@ from diffusion_policy.model.vision.crop_randomizer import (
     append_position_channels,
     center_crop,
     crop_image_from_indices,
+    crops_drawn_by,
     sample_random_image_crops,
 )
 
@@ -150,6 +152,43 @@ def test_a_crop_that_is_always_random_is_so_in_evaluation():
     expected, _ = sample_random_image_crops(images, 4, 4, 1)
     torch.manual_seed(0)
     assert torch.equal(crop(images), expected[:, 0])
+
+
+def test_crops_of_a_row_are_drawn_by_its_own_generator():
+    crop = AlwaysRandomCrop((3, 12, 10), 6, 5).eval()
+    images = torch.rand(6, 3, 12, 10)  # two per row
+    with crops_drawn_by(crop, seeded(4, 5, 6), images_per_row=2):
+        together = crop(images)
+    for row in range(3):
+        with crops_drawn_by(crop, seeded(4 + row), images_per_row=2):
+            assert torch.equal(crop(images[2 * row :][:2]), together[2 * row :][:2])
+    assert crop.generator is None  # nobody's afterwards
+
+
+def test_crops_of_episodes_reach_all_places_that_crops_in_training_reach():
+    image = torch.arange(16.0).reshape(1, 1, 4, 4).expand(1, 3, 4, 4)
+    crop = AlwaysRandomCrop((3, 4, 4), 2, 1).eval()
+    with crops_drawn_by(crop, torch.Generator().manual_seed(0)):
+        corners = {int(crop(image)[0, 0, 0, 0]) for _ in range(200)}
+    assert corners == {0, 1, 2, 4, 5, 6}  # row 0 or 1, column 0 to 2
+
+
+def test_crops_of_episodes_may_have_position_channels():
+    crop = AlwaysRandomCrop((1, 8, 8), 4, 4, pos_enc=True).eval()
+    with crops_drawn_by(crop, seeded(0)):
+        (cropped,) = crop(torch.zeros(1, 1, 8, 8))
+    assert cropped.shape == (3, 4, 4)
+    assert torch.allclose(cropped[1].diff(dim=0), torch.full((3, 4), 1 / 8))
+
+
+def test_generators_do_not_matter_in_training():
+    crop, images = AlwaysRandomCrop((3, 12, 10), 6, 5).train(), torch.rand(3, 3, 12, 10)
+    results = []
+    for generator in (None, seeded(1, 2, 3)):
+        torch.manual_seed(3)
+        with crops_drawn_by(crop, generator):
+            results.append(crop(images))
+    assert torch.equal(*results)
 
 
 @pytest.mark.parametrize("size", [(9, 4), (4, 9), (10, 4), (0, 4)])

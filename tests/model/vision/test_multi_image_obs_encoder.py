@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 from omegaconf import OmegaConf
+from reference_weights import fill, wave
 from torch import nn
-from vision_recipes import fill, wave
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.model.vision.crop_randomizer import sample_random_image_crops

@@ -6,25 +6,16 @@ import sys
 
 import pytest
 import torch
+from image_tasks import make_shape_meta, pusht
+from reference_weights import fill, wave
 from torch import nn
-from vision_recipes import fill, wave
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.torchvision_util import import_torchvision
 from diffusion_policy.model.vision.robomimic_obs_encoder import RobomimicObsEncoder
 
-
-def meta(**obs):
-    """shape_meta with images of three numbers and vectors of one, in the given order."""
-    entries = {
-        key: {"shape": list(shape), "type": "rgb" if len(shape) == 3 else "low_dim"}
-        for key, shape in obs.items()
-    }
-    return {"obs": entries, "action": {"shape": [2]}}
-
-
-PUSHT = meta(image=(3, 96, 96), agent_pos=(2,))
-SMALL = meta(pos=(2,), cam=(3, 40, 36), other_cam=(3, 40, 36), grip=(1,))
+PUSHT = pusht(96)
+SMALL = make_shape_meta(pos=(2,), cam=(3, 40, 36), other_cam=(3, 40, 36), grip=(1,))
 
 
 def observations(shape_meta, batch=3):
@@ -154,7 +145,7 @@ def test_a_strict_load_takes_both_names_and_copies_keep_the_aliases(small):
     ],
 )
 def test_keypoint_grids_have_the_size_of_the_feature_map(image, crop, positions):
-    encoder = on_meta(meta(cam=image), crop)
+    encoder = on_meta(make_shape_meta(cam=image), crop)
     assert encoder.obs_nets["cam"].pool.pos_x.shape == (1, positions)
     with torch.device("meta"):
         assert encoder({"cam": torch.zeros(2, *image)}).shape == (2, 64)

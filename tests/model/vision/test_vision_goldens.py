@@ -4,19 +4,14 @@ import json
 
 import pytest
 import torch
-from vision_recipes import seeded_state_dict
+from image_tasks import pusht
+from reference_weights import draw_by_recipe, layout, overwrite
 
 from diffusion_policy.model.vision.model_getter import get_resnet
 from diffusion_policy.model.vision.multi_image_obs_encoder import MultiImageObsEncoder
 from diffusion_policy.model.vision.robomimic_obs_encoder import RobomimicObsEncoder
 
-PUSHT = {
-    "obs": {
-        "image": {"shape": [3, 96, 96], "type": "rgb"},
-        "agent_pos": {"shape": [2], "type": "low_dim"},
-    },
-    "action": {"shape": [2]},
-}
+PUSHT = pusht(96)
 
 
 def cameras(size, *names):
@@ -51,13 +46,6 @@ def encoder_part(entries):
     return {k.removeprefix(prefix): v for k, v in entries.items() if k.startswith(prefix)}
 
 
-def described(module):
-    return {
-        key: [list(value.shape), str(value.dtype).removeprefix("torch.")]
-        for key, value in module.state_dict().items()
-    }
-
-
 @pytest.mark.parametrize(
     ("config", "shape_meta", "crop", "group_norm"),
     [
@@ -77,7 +65,7 @@ def test_keys_and_shapes_of_hybrid_encoders(stock, config, shape_meta, crop, gro
     with torch.device("meta"):
         encoder = RobomimicObsEncoder(shape_meta, crop, group_norm)
     expected = encoder_part(stock[config]["state_dict"])
-    assert described(encoder) == expected
+    assert layout(encoder) == expected
     assert list(encoder.state_dict()) == list(expected)  # the order of cameras, too
 
 
@@ -86,7 +74,7 @@ def test_keys_and_shapes_of_the_robomimic_baseline_with_batch_norm(stock):
     marker = "nets.policy.nets.encoder.nets.obs."
     expected = {k.partition(marker)[2]: v for k, v in state.items() if marker in k}
     with torch.device("meta"):
-        assert described(RobomimicObsEncoder(PUSHT, (76, 76))) == expected
+        assert layout(RobomimicObsEncoder(PUSHT, (76, 76))) == expected
 
 
 @pytest.mark.parametrize(
@@ -108,7 +96,7 @@ def test_keys_and_shapes_of_image_encoders(stock, config, shape_meta, crop, resi
             imagenet_norm=True,
         )
     expected = encoder_part(stock[config]["state_dict"])
-    assert described(encoder) == expected
+    assert layout(encoder) == expected
     assert list(encoder.state_dict()) == list(expected)
 
 
@@ -119,8 +107,9 @@ def test_keys_and_shapes_of_image_encoders(stock, config, shape_meta, crop, resi
 def test_outputs_equal_those_of_the_original(policies, variant):
     case = policies[variant]
     encoder = golden_encoder(case)
-    weights = seeded_state_dict(case["state_dict_shapes"], case["fill_recipe_seed"])
-    load_in_sorted_order(encoder, encoder_part(weights))
+    weights = encoder_part(draw_by_recipe(case["state_dict_shapes"], case["fill_recipe_seed"]))
+    assert weights.keys() == encoder.state_dict().keys()
+    overwrite(encoder, weights)
     with torch.no_grad():
         features = encoder.eval()(golden_observations(case))
     assert torch.allclose(features, case["encoder_out_eval"], rtol=1e-4, atol=1e-5)
@@ -138,14 +127,6 @@ def golden_encoder(case):
         group_norm=options.get("obs_encoder_group_norm", True),
         fixed_crop_in_eval=options.get("eval_fixed_crop", True),
     )
-
-
-def load_in_sorted_order(module, weights):
-    """Of two names of one tensor the later one counts: the original was filled in this order."""
-    state = module.state_dict()
-    assert sorted(state) == sorted(weights)
-    for key in sorted(weights):
-        state[key].copy_(weights[key])
 
 
 def golden_observations(case):

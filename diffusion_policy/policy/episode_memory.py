@@ -1,8 +1,8 @@
-"""What a policy needs to treat the rows of a batch as the episodes they are.
+"""What a recurrent policy remembers of the episodes in the rows of its batches.
 
 During an evaluation, episodes end and others begin, so that an episode moves from row to row and
-the batch shrinks and grows. An outcome that depends on an episode alone needs a memory, and crops,
-that move along with it. Both are tied to the episode's generator: see ``generator`` of
+the batch shrinks and grows. An outcome that depends on an episode alone needs a memory that moves
+along with it. It is tied to the episode's generator: see ``generator`` of
 :meth:`BasePolicy.predict_action`.
 """
 
@@ -11,9 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from diffusion_policy.common.draws import Draws, Generators
+from diffusion_policy.common.draws import Generators
 from diffusion_policy.common.errors import ConfigError
-from diffusion_policy.model.vision.crop_randomizer import AlwaysRandomCrop, crop_image_from_indices
 
 # Of a recurrent network, each (layers, B, H); an LSTM has two.
 State = tuple[Tensor, ...]
@@ -80,23 +79,3 @@ def _episodes(generator: Generators) -> list[torch.Generator]:
 def _split(state: State, n: int) -> list[State]:
     """(layers, B, H) states as n of (layers, B / n, H)."""
     return list(zip(*(part.chunk(n, dim=1) for part in state), strict=True))
-
-
-class EpisodeCrop(AlwaysRandomCrop):
-    """Random crops in evaluation too, drawn by the episodes' own generators where there are any.
-
-    Attributes:
-        generator: of the images that come next, one row each; None is torch's global generator.
-    """
-
-    generator: Generators = None
-
-    def _evaluation_crops(self, images: Tensor) -> Tensor:
-        if self.generator is None:
-            return super()._evaluation_crops(images)
-        room = torch.tensor(images.shape[-2:]) - torch.tensor([self.crop_height, self.crop_width])
-        draws = Draws(self.generator, len(images), room.device)
-        places = draws.uniform(self.num_crops, 2)
-        corners = (places * room).long().to(images.device)
-        crops = crop_image_from_indices(images, corners, self.crop_height, self.crop_width)
-        return crops.flatten(0, 1)
