@@ -2,6 +2,8 @@
 their blocks; compared in config/test_configs.py.
 """
 
+import copy
+
 # ---- blocks that configurations share ------------------------------------------------------------
 
 RUN = "${now:%Y.%m.%d}/${now:%H.%M.%S}_${name}_${task_name}"
@@ -709,6 +711,99 @@ UNET_IMAGE_PRETRAINED = {
     "use_group_norm": False,
     "share_rgb_model": True,
 }
+REAL_PUSHT_SHAPES = {
+    "obs": {
+        "camera_1": {"shape": "${task.image_shape}", "type": "rgb"},
+        "camera_3": {"shape": "${task.image_shape}", "type": "rgb"},
+        "robot_eef_pose": {"shape": [2], "type": "low_dim"},
+    },
+    "action": {"shape": [2]},
+}
+REAL_PUSHT_IMAGE = {
+    "name": "real_image",
+    "image_shape": [3, 240, 320],
+    "dataset_path": "data/pusht_real/real_pusht_20230105",
+    "shape_meta": REAL_PUSHT_SHAPES,
+    "env_runner": {
+        "_target_": "diffusion_policy.env_runner.real_pusht_image_runner.RealPushTImageRunner",
+    },
+    "dataset": DATASET
+    | {
+        "_target_": ("diffusion_policy.dataset.real_pusht_image_dataset.RealPushTImageDataset"),
+        "shape_meta": REAL_PUSHT_SHAPES,
+        "dataset_path": "${task.dataset_path}",
+        "pad_before": PAD_BEFORE_LATENCY,
+        "n_obs_steps": "${dataset_obs_steps}",
+        "n_latency_steps": "${n_latency_steps}",
+        "use_cache": True,
+        "val_ratio": 0.0,
+        "max_train_episodes": None,
+        "delta_action": False,
+    },
+}
+
+
+def changed(published, **changes):
+    """The table with other values; double underscores lead into it."""
+    result = copy.deepcopy(published)
+    for path, value in changes.items():
+        *parents, key = path.split("__")
+        node = result
+        for parent in parents:
+            node = node[parent]
+        assert key in node
+        node[key] = value
+    return result
+
+
+def smallest(key):
+    """Checkpoints ranked by what training measures."""
+    topk = {"monitor_key": key, "mode": "min", "k": 5}
+    topk["format_str"] = f"epoch={{epoch:04d}}-{key}={{{key}:.3f}}.ckpt"
+    return CHECKPOINT | {"topk": topk}
+
+
+TRANSFORMER_REAL_HYBRID = changed(
+    TRANSFORMER_HYBRID,
+    task=REAL_PUSHT_IMAGE,
+    horizon=16,
+    policy__crop_shape=[216, 288],
+    policy__noise_scheduler=DDIM["noise_scheduler"],
+    policy__num_inference_steps=8,
+    training__num_epochs=600,
+    training__lr_warmup_steps=500,
+    dataloader__persistent_workers=True,
+    val_dataloader__persistent_workers=True,
+    checkpoint=smallest("train_loss"),
+)
+IBC_DFO_REAL_HYBRID = changed(
+    IBC_DFO_HYBRID,
+    task=REAL_PUSHT_IMAGE,
+    n_latency_steps=1,
+    policy__n_action_steps="${n_action_steps}",
+    policy__train_n_neg=256,
+    policy__pred_n_iter=3,
+    policy__crop_shape=[216, 288],
+    val_dataloader__num_workers=1,
+    training__num_epochs=1000,
+    training__checkpoint_every=5,
+    checkpoint=smallest("train_action_mse_error"),
+)
+ROBOMIMIC_REAL_IMAGE = changed(
+    ROBOMIMIC_IMAGE,
+    task=REAL_PUSHT_IMAGE,
+    n_latency_steps=1,
+    policy__task_name="${oc.select:task.task_name,tool_hang}",
+    policy__crop_shape=[216, 288],
+    dataloader__batch_size=32,
+    dataloader__num_workers=8,
+    dataloader__persistent_workers=True,
+    val_dataloader__batch_size=32,
+    val_dataloader__num_workers=1,
+    training__num_epochs=1000,
+    checkpoint=smallest("train_loss"),
+)
+
 PUBLISHED = {
     "diffusion_unet_lowdim": unet_lowdim(5000, DDPM),
     "diffusion_unet_ddim_lowdim": unet_lowdim(8000, DDIM, obs_as_global_cond=False),
@@ -727,9 +822,12 @@ PUBLISHED = {
         (16, 4, 8), KITCHEN_LOWDIM_ABS, 1e-3, n_emb=768, p_drop_attn=0.1
     ),
     "diffusion_transformer_hybrid": TRANSFORMER_HYBRID,
+    "diffusion_transformer_real_hybrid": TRANSFORMER_REAL_HYBRID,
     "ibc_dfo_lowdim": IBC_DFO_LOWDIM,
     "ibc_dfo_hybrid": IBC_DFO_HYBRID,
+    "ibc_dfo_real_hybrid": IBC_DFO_REAL_HYBRID,
     "bet_lowdim": BET_LOWDIM,
     "robomimic_lowdim": ROBOMIMIC_LOWDIM,
     "robomimic_image": ROBOMIMIC_IMAGE,
+    "robomimic_real_image": ROBOMIMIC_REAL_IMAGE,
 }

@@ -136,7 +136,9 @@ SIZES = [  # parameters, entries of parameters(), entries of state_dict(), featu
     ("diffusion_transformer_lowdim_pusht", (), 8_965_122, 161, 163, None),
     ("diffusion_transformer_lowdim_kitchen", (), 80_415_753, 161, 163, None),
     ("diffusion_transformer_hybrid", (), 31_391_818, 289, 427, 137),
+    ("diffusion_transformer_real_hybrid", (), 31_387_458, 289, 427, 130),
     ("ibc_dfo_lowdim", (), 3_193_857, 11, 11, None),
+    ("ibc_dfo_real_hybrid", (), 25_813_313, 139, 275, 130),
     ("ibc_dfo_hybrid", (), 14_485_153, 75, 143, 66),
     ("bet_lowdim", (), 259_344, 71, 75, None),
 ]
@@ -175,7 +177,9 @@ STOCK = [
     ("diffusion_transformer_lowdim_kitchen", ()),
     ("diffusion_transformer_hybrid", ()),
     ("ibc_dfo_lowdim", ()),
+    ("diffusion_transformer_real_hybrid", ()),
     ("ibc_dfo_hybrid", ()),
+    ("ibc_dfo_real_hybrid", ()),
     ("bet_lowdim", ()),
 ]
 
