@@ -206,13 +206,14 @@ class BaseWorkspace:
         """Pickles the whole workspace, code references and all; for short-lived experiments
         only."""
         path = pathlib.Path(self.output_dir) / "snapshots" / f"{tag}.pkl"
-        atomic_write(path, lambda file: torch.save(self, file, pickle_module=dill))
+        atomic_write(path, lambda file: dill.dump(self, file, recurse=True))
         return str(path.absolute())
 
     @classmethod
     def create_from_snapshot(cls, path: str | pathlib.Path) -> Self:
         """Reads a snapshot. This runs code from the file: only for files you wrote yourself."""
-        return torch.load(path, pickle_module=dill, weights_only=False)
+        with open(path, "rb") as file:
+            return dill.load(file)
 
     def __getstate__(self) -> dict[str, Any]:
         self.wait_for_checkpoints()

@@ -69,6 +69,11 @@ class TrainWorkspace(BaseWorkspace):
         self.global_step = 0
         self.epoch = 0
         self.resume_state: dict[str, Any] = {}
+        self._lasting = (*self.__dict__, "_lasting")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what :meth:`run` sets up: loaders, log files, processes."""
+        return {k: v for k, v in super().__getstate__().items() if k in self._lasting}
 
     # ---- what a method may do differently --------------------------------------------------------
 

@@ -5,7 +5,16 @@ import pathlib
 
 import pytest
 import torch
-from runs import assert_same_outcome, build, latest, read_log, read_state, train, train_until
+from runs import (
+    assert_equal,
+    assert_same_outcome,
+    build,
+    latest,
+    read_log,
+    read_state,
+    train,
+    train_until,
+)
 
 from diffusion_policy.common.errors import CheckpointError, ConfigError, NonFiniteLossError
 from diffusion_policy.common.safe_pickle import load_payload
@@ -216,6 +225,16 @@ def test_a_full_disk_ends_the_run_and_keeps_the_previous_checkpoint(
     monkeypatch.setattr(torch, "save", save)
     assert latest(tmp_path).read_bytes() == before
     assert [p.name for p in (tmp_path / "checkpoints").glob(".*")] == []
+
+
+def test_a_snapshot_of_a_running_training_can_be_built_again(tiny_config, tmp_path):
+    cfg = tiny_config("checkpoint.save_last_snapshot=True")
+    workspace = train(cfg, tmp_path)
+    again = type(workspace).create_from_snapshot(tmp_path / "snapshots" / "latest.pkl")
+    assert (again.epoch, again.global_step) == (workspace.epoch - 1, workspace.global_step - 1)
+    for name in ("model", "ema_model", "optimizer"):
+        assert_equal(getattr(again, name).state_dict(), getattr(workspace, name).state_dict())
+    again.save_checkpoint(use_thread=False)
 
 
 def test_the_original_can_read_what_is_in_our_checkpoints(tiny_config, tmp_path):
