@@ -56,23 +56,15 @@ class TrainBETLowdimWorkspace(TrainWorkspace):
             self.policy.fit_action_ae(normalizer["action"].normalize(dataset.get_all_actions()))
         self.policy.to(self.device)
 
-    def train_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        training = self.cfg.training
+    def losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         loss, components = self.policy.compute_loss(batch)
-        (loss / training.gradient_accumulate_every).backward()
-        torch.nn.utils.clip_grad_norm_(
-            self.policy.state_prior.parameters(), training.grad_norm_clip
-        )
-        if self.global_step % training.gradient_accumulate_every == 0:
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            self.lr_scheduler.step()
-        parts = {f"train_loss_{k}": v.detach() for k, v in components.items() if k != "total"}
-        return {"train_loss": loss.detach(), **parts}
+        parts = {f"train_loss_{k}": v for k, v in components.items() if k != "total"}
+        return {"train_loss": loss, **parts}
 
-    def validation_loss(self, batch: dict[str, Any]) -> torch.Tensor:
-        loss, _ = self.policy.compute_loss(batch)
-        return loss
+    def clip_gradients(self) -> None:
+        torch.nn.utils.clip_grad_norm_(
+            self.policy.state_prior.parameters(), self.cfg.training.grad_norm_clip
+        )
 
 
 def identity_normalizer() -> LinearNormalizer:

@@ -103,6 +103,13 @@ class TrainWorkspace(BaseWorkspace):
             last_epoch=last_step,
         )
 
+    def losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """``train_loss`` of a batch, which is minimised, and other scalars to log with it."""
+        return {"train_loss": self.model.compute_loss(batch)}
+
+    def clip_gradients(self) -> None:
+        """Called between the gradients of a batch and the update; nothing unless overridden."""
+
     def train_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """One batch: loss, gradients and, where it is due, an update of the weights.
 
@@ -111,21 +118,22 @@ class TrainWorkspace(BaseWorkspace):
                 synchronisation here.
         """
         accumulate = self.cfg.training.gradient_accumulate_every
-        loss = self.model.compute_loss(batch)
-        (loss / accumulate).backward()
+        losses = self.losses(batch)
+        (losses["train_loss"] / accumulate).backward()
+        self.clip_gradients()
         if self.global_step % accumulate == 0:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.lr_scheduler.step()
         if self.ema is not None:
             self.ema.step(self.model)
-        return {"train_loss": loss.detach()}
+        return {key: value.detach() for key, value in losses.items()}
 
     def validation_loss(self, batch: dict[str, Any]) -> torch.Tensor:
         """Loss of a validation batch. With a moving average the raw model is used, in training
         mode.
         """
-        return self.model.compute_loss(batch)
+        return self.losses(batch)["train_loss"]
 
     def action_error(self, policy: Any, batch: dict[str, Any]) -> torch.Tensor:
         """Mean squared error of the policy's actions on a training batch, in raw units squared."""
