@@ -23,15 +23,17 @@ step), checkpoints/, media/ (rollout videos) and wandb/. Make a page of it:
 
 import sys
 
-import hydra
-
-from diffusion_policy.workspace.command_line import CONFIG_DIR, train
+from diffusion_policy.workspace.command_line import CONFIG_DIR, OPTIONS, run_hydra
 
 
 def describe() -> str:
     names = "\n".join(f"  {p.stem}" for p in sorted(CONFIG_DIR.glob("*.yaml")))
     tasks = "\n".join(f"  task={p.stem}" for p in sorted((CONFIG_DIR / "task").glob("*.yaml")))
-    return f"{__doc__}\nConfigurations:\n{names}\n\nTasks:\n{tasks}\n\nHydra's own: --hydra-help\n"
+    options = "\n".join(f"  {name}=...  {text}" for name, text in OPTIONS.items())
+    return (
+        f"{__doc__}\nConfigurations:\n{names}\n\nTasks:\n{tasks}\n\nOptions that any configuration "
+        f"takes, beside what it has:\n{options}\n\nHydra's own: --hydra-help\n"
+    )
 
 
 def main() -> None:
@@ -39,7 +41,7 @@ def main() -> None:
     if asked or not any(a.startswith(("--config-name", "-cn", "--hydra-help")) for a in sys.argv):
         (sys.stdout if asked else sys.stderr).write(describe())
         sys.exit(0 if asked else "error: --config-name is missing; choose one of the above")
-    hydra.main(version_base=None, config_path=str(CONFIG_DIR))(train)()
+    run_hydra()
 
 
 if __name__ == "__main__":

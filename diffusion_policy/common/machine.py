@@ -7,6 +7,7 @@ import pathlib
 import platform
 import shutil
 import subprocess
+import sys
 
 
 def describe_machine() -> dict[str, str]:
@@ -22,6 +23,21 @@ def describe_machine() -> dict[str, str]:
         "torch": importlib.metadata.version("torch"),
     }
     return {key: value for key, value in machine.items() if value}
+
+
+def peak_memory() -> dict[str, int]:
+    """The most that this process has taken so far, in bytes: of ``host`` memory and, if it computes
+    on a GPU, of ``device`` memory.
+    """
+    import resource
+
+    import torch
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if torch.cuda.is_initialized():
+        peak["device"] = torch.cuda.max_memory_reserved()
+    return peak
 
 
 def _cpu_name() -> str:

@@ -18,6 +18,7 @@ def check_config(cfg: DictConfig) -> None:
     check_horizon(cfg)
     check_transformer(cfg)
     check_crops(cfg)
+    check_training_options(cfg)
 
 
 def check_horizon(cfg: DictConfig) -> None:
@@ -54,6 +55,33 @@ def check_horizon(cfg: DictConfig) -> None:
         )
     _check_actions_fit(cfg, horizon, n_obs, n_returned)
     _check_unet_length(cfg, horizon, n_returned)
+
+
+def check_num_processes(cfg: DictConfig) -> int:
+    """``training.num_processes``; where it is not given, 1.
+
+    Raises:
+        ConfigError: it is not a whole number of at least 1.
+    """
+    return _length(cfg, "training.num_processes") or 1
+
+
+def check_training_options(cfg: DictConfig) -> None:
+    """Checks the options of training that published configurations do not have.
+
+    Raises:
+        ConfigError: one has a value that it cannot have.
+    """
+    precision = OmegaConf.select(cfg, "training.mixed_precision")
+    # YAML reads a bare "no" as False
+    if precision not in (None, False, "no", "bf16"):
+        raise ConfigError(
+            f"training.mixed_precision is {precision!r}; it can be no or bf16 (fp16 would need the "
+            "losses to be scaled)"
+        )
+    norm = OmegaConf.select(cfg, "training.max_grad_norm")
+    if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or norm <= 0):
+        raise ConfigError(f"training.max_grad_norm is {norm!r}; set it to a number above 0, or null")
 
 
 def check_transformer(cfg: DictConfig) -> None:

@@ -7,12 +7,12 @@ random generator stay those of a plain ``DataLoader``, so a seed means the same 
 
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import BatchSampler, DataLoader, Dataset, default_collate
 
 logger = logging.getLogger(__name__)
 
@@ -22,11 +22,46 @@ class IndexedBatch(NamedTuple):
 
     Attributes:
         indices: i64 ``(B,)``, the items of the data set.
-        batch: the collated items, every tensor ``(B, ...)``.
+        batch: the collated items, every tensor ``(B, ...)``; of a :class:`PartialBatch`, those of
+            this process only.
     """
 
     indices: Tensor
     batch: dict[str, Any]
+
+
+class PartialBatch(list[int]):
+    """Items of a batch that one of several processes reads.
+
+    Attributes:
+        whole: the items of the whole batch.
+    """
+
+    def __init__(self, whole: Sequence[int], rows: range):
+        super().__init__(whole[i] for i in rows)
+        self.whole = whole
+
+
+def rows_of_process(n_rows: int, index: int, count: int) -> range:
+    """The rows of a batch that process ``index`` of ``count`` computes: consecutive ones, at most
+    one more than any other process; none where there are fewer rows than processes.
+    """
+    each, more = divmod(n_rows, count)
+    start = index * each + min(index, more)
+    return range(start, start + each + (index < more))
+
+
+class PartialBatchSampler(BatchSampler):
+    """The batches of another sampler, cut down to the rows of one process."""
+
+    def __init__(self, whole: BatchSampler, index: int, count: int):
+        super().__init__(whole.sampler, whole.batch_size, whole.drop_last)
+        self.index, self.count = index, count
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in super().__iter__():
+            rows = rows_of_process(len(batch), self.index, self.count)
+            yield PartialBatch(batch, rows or range(1))  # an empty batch has no loss
 
 
 class BatchedDataset(Dataset):
@@ -51,10 +86,12 @@ class BatchedDataset(Dataset):
             batch = self.dataset.get_batch(indices)
         else:
             batch = default_collate([self.dataset[idx] for idx in indices])
-        return IndexedBatch(torch.as_tensor(indices), batch)
+        return IndexedBatch(torch.as_tensor(getattr(indices, "whole", indices)), batch)
 
 
-def make_dataloader(dataset: Any, **loader_kwargs: Any) -> DataLoader:
+def make_dataloader(
+    dataset: Any, process_index: int = 0, process_count: int = 1, **loader_kwargs: Any
+) -> DataLoader:
     """A ``DataLoader`` that yields :class:`IndexedBatch`.
 
     Data sets in memory (``in_memory``) are read in this process, whatever ``num_workers`` says: a
@@ -63,6 +100,8 @@ def make_dataloader(dataset: Any, **loader_kwargs: Any) -> DataLoader:
 
     Args:
         dataset: see :class:`BatchedDataset`.
+        process_index: among ``process_count`` processes that share each batch. All of them have to
+            start an epoch with the same global random numbers.
         **loader_kwargs: of ``torch.utils.data.DataLoader``.
     """
     if getattr(dataset, "in_memory", False) and loader_kwargs.get("num_workers", 0) > 0:
@@ -74,9 +113,16 @@ def make_dataloader(dataset: Any, **loader_kwargs: Any) -> DataLoader:
         for option in ("persistent_workers", "prefetch_factor", "multiprocessing_context"):
             loader_kwargs.pop(option, None)  # torch refuses them without workers
     pin_memory = bool(loader_kwargs.pop("pin_memory", False)) and torch.cuda.is_available()
-    return DataLoader(
-        BatchedDataset(dataset), collate_fn=_identity, pin_memory=pin_memory, **loader_kwargs
-    )
+    loader_kwargs |= {"collate_fn": _identity, "pin_memory": pin_memory}
+    loader = DataLoader(BatchedDataset(dataset), **loader_kwargs)
+    if process_count == 1:
+        return loader
+    # torch has turned batch_size, shuffle and drop_last into a sampler of batches
+    assert isinstance(loader.batch_sampler, BatchSampler)
+    sampler = PartialBatchSampler(loader.batch_sampler, process_index, process_count)
+    for option in ("batch_size", "shuffle", "drop_last", "sampler"):
+        loader_kwargs.pop(option, None)
+    return DataLoader(BatchedDataset(dataset), batch_sampler=sampler, **loader_kwargs)
 
 
 def _identity(batch: Any) -> Any:

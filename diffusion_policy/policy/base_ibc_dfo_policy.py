@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_policy.common.draws import Draws, Generators
+from diffusion_policy.common.draws import Draws, Generators, draw_rows
 from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError
 from diffusion_policy.model.common.normalizer import LinearNormalizer
 from diffusion_policy.policy.base_policy import BasePolicy
@@ -194,9 +194,10 @@ class BaseIbcDfoPolicy(BasePolicy):
         bounds = self.get_naction_stats()
         start = self.n_obs_steps - 1
         positive = naction[:, start : start + self.n_action_steps]
-        positive = positive + POSITIVE_STD * torch.randn_like(positive)
-        shape = (len(positive), self.train_n_neg, *positive.shape[1:])
-        u = torch.rand(shape, device=positive.device)
+        rows, shape, device = len(positive), positive.shape[1:], positive.device
+        noise = draw_rows(lambda n: torch.randn(n, *shape, device=device), rows)
+        positive = positive + POSITIVE_STD * noise
+        u = draw_rows(lambda n: torch.rand(n, self.train_n_neg, *shape, device=device), rows)
         negatives = _between(bounds["min"], bounds["max"], u)
         scores = self(obs, torch.cat([positive[:, None], negatives], dim=1))
         target = torch.zeros(len(scores), dtype=torch.long, device=scores.device)

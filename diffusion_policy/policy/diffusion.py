@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from diffusion_policy.common.draws import Generators
+from diffusion_policy.common.draws import Generators, draw_rows
 from diffusion_policy.common.errors import ConfigError
 
 # (noisy sample (B, T, D), position i in the list of timesteps) -> model output (B, T, D)
@@ -97,8 +97,9 @@ class ForwardProcess(nn.Module):
         Returns:
             Scalar loss. Random draws: noise, then timesteps, both on the device of ``x0``.
         """
-        noise = torch.randn(x0.shape, device=x0.device)
-        t = torch.randint(0, self.num_train_timesteps, (x0.shape[0],), device=x0.device).long()
+        rows, steps, device = x0.shape[0], self.num_train_timesteps, x0.device
+        noise = draw_rows(lambda n: torch.randn(n, *x0.shape[1:], device=device), rows)
+        t = draw_rows(lambda n: torch.randint(0, steps, (n,), device=device), rows)
         x_t = self.add_noise(x0, noise, t)
         if given_mask is not None:
             x_t = torch.where(given_mask, x0 if given is None else given, x_t)

@@ -1,10 +1,12 @@
 """Training of robomimic's policies, which step an optimizer of their own."""
 
+import contextlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.pytorch_util import dict_apply
 from diffusion_policy.model.common.lr_scheduler import get_scheduler
 from diffusion_policy.workspace.train_workspace import TrainWorkspace
@@ -15,6 +17,17 @@ class BaseRobomimicWorkspace(TrainWorkspace):
 
     The optimizer is part of our checkpoints. Those of the original have none, and load as well.
     """
+
+    def set_up_processes(self, stack: contextlib.ExitStack) -> None:
+        super().set_up_processes(stack)
+        options = ("num_processes", "mixed_precision", "max_grad_norm")
+        given = [name for name in options if self.cfg.training.get(name)]
+        if self.processes.count > 1 or given:
+            names = ", ".join(f"training.{name}" for name in given) or "a launcher of processes"
+            raise ConfigError(
+                f"{names}: robomimic's policies step their own optimizer, in one process and single "
+                "precision; leave it away"
+            )
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         return self.model.get_optimizer()
@@ -51,6 +64,6 @@ class BaseRobomimicWorkspace(TrainWorkspace):
         policy.reset()
         return F.mse_loss(torch.cat(predicted, dim=1), action)
 
-    def is_due(self, every: str) -> bool:
+    def is_due(self, every: str, epoch: int | None = None) -> bool:
         """The published state configuration has no ``sample_every``: no action error then."""
-        return every in self.settings and super().is_due(every)
+        return every in self.settings and super().is_due(every, epoch)

@@ -2,17 +2,38 @@
 
 import contextlib
 import pathlib
+import re
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 
 from omegaconf import DictConfig
 
 import diffusion_policy.config
 from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError
+from diffusion_policy.config.checks import check_num_processes
+from diffusion_policy.config.job import job_arguments
 from diffusion_policy.config.resolvers import resolve
+from diffusion_policy.workspace.launch import (
+    is_launched_by_us,
+    launch,
+    process_count,
+    process_index,
+)
 
 CONFIG_DIR = pathlib.Path(diffusion_policy.config.__file__).parent
+
+# Options that configurations, composed or published, do not have: their trees stay those that were
+# published.
+OPTIONS = {
+    "training.num_processes": "N processes share every batch, one per GPU; same losses  [1]",
+    "training.mixed_precision": "bf16: networks train in bfloat16  [no]",
+    "training.max_grad_norm": "gradients are clipped to this norm  [no clipping]",
+    "logging.tensorboard": "True: write tensorboard/ as well  [False]",
+}
+_OPTION = re.compile("(" + "|".join(map(re.escape, OPTIONS)) + ")=")
+SAME_MISTAKE_S = 3.0
 
 
 @contextlib.contextmanager
@@ -23,33 +44,110 @@ def errors_as_sentences() -> Iterator[None]:
     try:
         yield
     except DiffusionPolicyError as error:
-        sys.stderr.write(f"error: {error}\n")
+        if index := process_index():
+            # Usually process 0 meets the same mistake and says so; its end then is ours.
+            time.sleep(SAME_MISTAKE_S)
+            sys.stderr.write(f"error (process {index} of {process_count()}): {error}\n")
+        else:
+            sys.stderr.write(f"error: {error}\n")
         sys.exit(1)
 
 
-def train(cfg: DictConfig) -> None:
-    """Builds the workspace that ``cfg._target_`` names and runs it."""
+def complete_overrides(overrides: list[str]) -> list[str]:
+    """Overrides as Hydra wants them: one of :data:`OPTIONS` is added where it is missing."""
+    return [f"++{text}" if _OPTION.match(text) else text for text in overrides]
+
+
+def run_hydra(config_name: str | None = None) -> None:
+    """Trains as ``sys.argv`` says.
+
+    Args:
+        config_name: used without ``--config-name``.
+    """
+    if process_index() > 0:
+        follow()
+        return
     import hydra
 
-    with errors_as_sentences():
+    sys.argv[1:] = complete_overrides(sys.argv[1:])
+    if not any(argument.startswith("hydra.job.name=") for argument in sys.argv):
+        # Hydra would name the job, and its log file, after this module.
+        sys.argv.append(f"hydra.job.name={pathlib.Path(sys.argv[0]).stem}")
+    hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name=config_name)(train)()
+
+
+def train(cfg: DictConfig) -> None:
+    """Builds the workspace that ``cfg._target_`` names and runs it: a job of Hydra.
+
+    With ``training.num_processes`` the same job is started in so many processes.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    job = HydraConfig.get()
+    output_dir = job.runtime.output_dir
+    with errors_as_sentences(), _hint_when_interrupted(output_dir):
         # Resolved once and for all: every ${now:} then means the same moment.
         resolve(cfg)
         if "_target_" not in cfg:
             raise ConfigError("the configuration has no _target_, the workspace class to run")
-        workspace = hydra.utils.get_class(cfg._target_)(cfg)
-        try:
-            workspace.run()
-        except KeyboardInterrupt:
-            command = shlex.join([*sys.argv, f"hydra.run.dir={workspace.output_dir}"])
-            sys.stderr.write(f"\ninterrupted; this continues the run: python {command}\n")
-            sys.exit(130)
+        n_processes = check_num_processes(cfg)
+        if n_processes == process_count():
+            _run(cfg, output_dir)
+        elif process_count() == 1:
+            arguments = job_arguments(job, list(job.overrides.task))
+            arguments += [f"hydra.run.dir={output_dir}", f"hydra.job.name={job.job.name}"]
+            sys.exit(launch(n_processes, arguments))
+        else:
+            raise ConfigError(
+                f"training.num_processes is {n_processes}, but {process_count()} processes were "
+                "launched; leave one of the two to the other"
+            )
+
+
+def follow() -> None:
+    """Trains as process 0 of the run says: without Hydra, which would make folders and files."""
+    with errors_as_sentences(), _hint_when_interrupted(None):
+        _run(None, None)
+
+
+def _run(cfg: DictConfig | None, output_dir: str | None) -> None:
+    """Trains in this process; both arguments come from process 0."""
+    import hydra
+
+    if process_count() == 1:
+        hydra.utils.get_class(cfg._target_)(cfg).run()  # pyright: ignore[reportOptionalMemberAccess]
+        return
+    from diffusion_policy.workspace.processes import connected
+
+    with connected() as exchange:
+        cfg, output_dir = exchange((cfg, output_dir))
+        own = {"output_dir": output_dir} if process_index() else {}  # process 0 has Hydra's
+        hydra.utils.get_class(cfg._target_)(cfg, **own).run()
+
+
+@contextlib.contextmanager
+def _hint_when_interrupted(output_dir: str | None) -> Iterator[None]:
+    """Exit code 130, and from process 0 how the run goes on, unless its launcher says so."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if output_dir is not None and not is_launched_by_us():
+            override = f"hydra.run.dir={output_dir}"
+            if process_count() == 1:
+                arguments = [a for a in sys.argv if not a.startswith("hydra.job.name=")]
+                command = shlex.join(["python", *arguments, override])
+                sys.stderr.write(f"\ninterrupted; this continues the run: {command}\n")
+            else:
+                sys.stderr.write(f"\ninterrupted; the same command with {override} continues\n")
+        sys.exit(130)
 
 
 def run_as_script(module_file: str) -> None:
     """Trains with the configuration named like a workspace module (``python <module file> key=value
     ...``).
     """
-    import hydra
+    run_hydra(config_name=pathlib.Path(module_file).stem)
 
-    name = pathlib.Path(module_file).stem
-    hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name=name)(train)()
+
+if __name__ == "__main__":  # one of the processes that launch() starts
+    run_hydra()

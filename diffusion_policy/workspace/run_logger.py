@@ -2,8 +2,9 @@
 
 ``logs.json.txt`` is the log: always written, and a run that cannot write it stops. Everything else
 follows along and may fail without harm: wandb and tensorboard when the configuration asks for
-them, ``media.json.txt`` with the videos of every evaluation, ``run_info.json`` with the time and
-the machine that the run used.
+them, ``media.json.txt`` with the videos of every evaluation, ``times.json.txt`` with the seconds
+that every epoch took, ``run_info.json`` with the time, the memory and the machine that the run
+used. Times are kept out of the log, which has to be identical whether or not a run was interrupted.
 """
 
 import contextlib
@@ -20,14 +21,16 @@ from typing import Any, Protocol
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.common.json_logger import JsonLogger
-from diffusion_policy.common.machine import describe_machine
+from diffusion_policy.common.machine import describe_machine, peak_memory
 from diffusion_policy.common.media import VideoFile
+from diffusion_policy.workspace.stopwatch import PREFIX as TIME_PREFIX
 from diffusion_policy.workspace.trackers import TensorboardTracker, start_wandb, wandb_mode
 
 log = logging.getLogger(__name__)
 
 LOG_NAME = "logs.json.txt"
 MEDIA_NAME = "media.json.txt"
+TIMES_NAME = "times.json.txt"
 INFO_NAME = "run_info.json"
 INFO_INTERVAL_S = 30.0
 
@@ -106,9 +109,16 @@ class RunLogger:
             DiffusionPolicyError: If the log cannot be written.
         """
         self._json.log(record)
-        for tracker in list(self._trackers):
-            with self._one_warning(tracker):
-                tracker.log(record, step)
+        self._track(record, step)
+
+    def log_times(self, record: dict[str, Any], step: int) -> None:
+        """Gives the trackers, and them alone, the seconds that an epoch took.
+
+        Args:
+            record: ``time/...`` in seconds, beside ``global_step`` and ``epoch``.
+            step: as in :meth:`log`.
+        """
+        self._track(record, step)
 
     def sync(self) -> int:
         """Makes the log durable; returns its size in bytes, to be stored in a checkpoint."""
@@ -119,8 +129,14 @@ class RunLogger:
         """The last record of the log, an earlier process's included; None for an empty log."""
         return self._json.get_last_log()
 
+    def _track(self, record: dict[str, Any], step: int) -> None:
+        for tracker in list(self._trackers):
+            with self._one_warning(tracker):
+                tracker.log(record, step)
+
     def _make_trackers(self) -> Iterator[Tracker]:
         yield MediaTracker(self.output_dir)
+        yield TimesTracker(self.output_dir)
         yield RunInfoTracker(self.output_dir)
         if not self._has_trackers:
             return
@@ -150,6 +166,13 @@ class RunLogger:
             )
 
 
+class NoLogger:
+    """What the processes of a run log that do not lead it: nothing."""
+
+    def log(self, record: dict[str, Any], step: int) -> None:
+        pass
+
+
 class MediaTracker:
     """Notes which videos belong to which step, one JSON line per record that has videos.
 
@@ -177,11 +200,34 @@ class MediaTracker:
         return str(path.relative_to(self._output_dir) if self._output_dir in path.parents else path)
 
 
-class RunInfoTracker:
-    """Keeps ``run_info.json``: since when, for how long, and on what machine the run trained.
+class TimesTracker:
+    """Keeps ``times.json.txt``: the seconds that an epoch took, part by part, one JSON line each.
 
-    Seconds add up over resumed sessions. They are kept out of the log, which has to be identical
-    whether or not a run was interrupted.
+    A resumed run repeats epochs: of equal ones, the later line counts.
+    """
+
+    name = f"The list of times {TIMES_NAME}"
+
+    def __init__(self, output_dir: pathlib.Path):
+        self._path = output_dir / TIMES_NAME
+
+    def log(self, record: dict[str, Any], step: int) -> None:
+        times = {key: value for key, value in record.items() if key.startswith(TIME_PREFIX)}
+        if not times:
+            return
+        where = {key: record[key] for key in ("global_step", "epoch") if key in record}
+        with JsonLogger(self._path) as lines:
+            lines.log(where | times)
+
+    def close(self, exit_code: int) -> None:
+        pass
+
+
+class RunInfoTracker:
+    """Keeps ``run_info.json``: since when, for how long, with how much memory at most, and on what
+    machine the run trained.
+
+    Seconds add up over resumed sessions.
     """
 
     name = f"The run information {INFO_NAME}"
@@ -214,6 +260,7 @@ class RunInfoTracker:
         self._written = time.monotonic()
         self._info["updated"] = _now()
         self._info["seconds"] = round(self._seconds_before + self._written - self._start, 1)
+        self._info["memory"] = {f"{k}_peak_bytes": v for k, v in peak_memory().items()}
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self._info, indent=2))
         os.replace(temporary, self._path)

@@ -9,7 +9,6 @@ not have. The common loop evaluates between epochs, so here
 * :data:`DEFAULTS` completes the configuration.
 """
 
-import math
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -44,16 +43,17 @@ class TrainDiffusionUnetVideoWorkspace(TrainWorkspace):
         OmegaConf.resolve(cfg)
         super().__init__(cfg, output_dir)
 
-    def is_due(self, every: str) -> bool:
-        """Whether the epoch that ends completes another so many steps."""
+    def is_due(self, every: str, epoch: int | None = None) -> bool:
+        """Whether the epoch completes another so many steps."""
         if self.settings.debug:
             return True
+        epoch = self.epoch if epoch is None else epoch
         every = STEPS_BETWEEN[every]
-        if self.epoch == 0 and every == "eval_every" and self.settings.eval_first:
+        if epoch == 0 and every == "eval_every" and self.settings.eval_first:
             return True
         n_steps = self.settings[every]
-        per_epoch = min(len(self.train_loader), self.settings.max_train_steps or math.inf)
-        return (self.epoch + 1) * per_epoch // n_steps > self.epoch * per_epoch // n_steps
+        per_epoch = self.batches_per_epoch
+        return (epoch + 1) * per_epoch // n_steps > epoch * per_epoch // n_steps
 
     def evaluate_epoch(self) -> dict[str, Any]:
         log = super().evaluate_epoch()

@@ -7,10 +7,14 @@ A run that is killed at any instant continues from its last checkpoint. On a CPU
 bit-identical to a run that was never killed: a checkpoint holds, beside the weights, all random
 number generators, the position of the learning-rate schedule and of the moving average, the top-k
 list, and how long the log file was.
+
+Several processes may share a run's batches (:mod:`.processes`). Each of them lives this life; what
+only process 0 does is marked by ``self.processes.is_main``.
 """
 
 import contextlib
 import copy
+import itertools
 import logging
 import os
 import random
@@ -22,9 +26,9 @@ import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, open_dict
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from diffusion_policy.common.checkpoint_util import TopKCheckpointManager, link_or_copy
-from diffusion_policy.common.device import resolve_device
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.pytorch_util import dict_apply
 from diffusion_policy.config.checks import check_config
@@ -36,9 +40,13 @@ from diffusion_policy.env_runner.base_lowdim_runner import BaseLowdimRunner
 from diffusion_policy.model.common.lr_scheduler import get_scheduler
 from diffusion_policy.workspace.base_workspace import BaseWorkspace
 from diffusion_policy.workspace.data_check import check_data
+from diffusion_policy.workspace.forecast import Forecast, describe_run
+from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.rng import get_rng_state, set_rng_state
-from diffusion_policy.workspace.run_logger import RunLogger
+from diffusion_policy.workspace.run_lock import locked_run
+from diffusion_policy.workspace.run_logger import NoLogger, RunLogger
 from diffusion_policy.workspace.step_log import StepLog
+from diffusion_policy.workspace.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +116,12 @@ class TrainWorkspace(BaseWorkspace):
         return {"train_loss": self.model.compute_loss(batch)}
 
     def clip_gradients(self) -> None:
-        """Called between the gradients of a batch and the update; nothing unless overridden."""
+        """Called between the gradients of a batch and the update, if one is due: clips their norm
+        to ``training.max_grad_norm``, where that is given.
+        """
+        max_norm = self.cfg.training.get("max_grad_norm")
+        if max_norm is not None and self.update_is_due():
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), max_norm)
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         """One batch: loss, gradients and, where it is due, an update of the weights.
@@ -117,23 +130,29 @@ class TrainWorkspace(BaseWorkspace):
             Scalars on the device, ``train_loss`` among them. They are read later: no
                 synchronisation here.
         """
-        accumulate = self.cfg.training.gradient_accumulate_every
-        losses = self.losses(batch)
-        (losses["train_loss"] / accumulate).backward()
+        losses = self.processes.losses(batch)
+        self.processes.backward(losses["train_loss"] / self.cfg.training.gradient_accumulate_every)
         self.clip_gradients()
-        if self.global_step % accumulate == 0:
+        if self.update_is_due():
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.lr_scheduler.step()
         if self.ema is not None:
             self.ema.step(self.model)
-        return {key: value.detach() for key, value in losses.items()}
+        return self.processes.mean(losses)
+
+    def update_is_due(self) -> bool:
+        """Whether the weights change with this batch: every ``gradient_accumulate_every``-th, the
+        first one included.
+        """
+        return self.global_step % self.cfg.training.gradient_accumulate_every == 0
 
     def validation_loss(self, batch: dict[str, Any]) -> torch.Tensor:
         """Loss of a validation batch. With a moving average the raw model is used, in training
         mode.
         """
-        return self.losses(batch)["train_loss"]
+        with self.processes.autocast():
+            return self.losses(batch)["train_loss"]
 
     def action_error(self, policy: Any, batch: dict[str, Any]) -> torch.Tensor:
         """Mean squared error of the policy's actions on a training batch, in raw units squared."""
@@ -148,42 +167,58 @@ class TrainWorkspace(BaseWorkspace):
     # ---- the life of a run -----------------------------------------------------------------------
 
     def run(self) -> None:
-        os.makedirs(self.output_dir, exist_ok=True)
-        self.device = resolve_device(self.cfg.training.device)
-        self.model.to(self.device)
-        if self.ema_model is not None:
-            self.ema_model.to(self.device)
-        resuming = self.resume_from_latest()
-        self.set_up_data()
-        self.set_up_schedule()
-        self.set_up_evaluation()
-        self.apply_debug_limits()
-        runner_open = contextlib.closing(self.env_runner)
-        with runner_open, self.open_logger(resuming) as self.run_logger:
+        with contextlib.ExitStack() as stack:
+            self.set_up_processes(stack)
+            resuming = self.resume_from_latest()
+            self.set_up_data()
+            self.set_up_schedule()
+            self.apply_debug_limits()
+            if self.processes.is_main:
+                self.set_up_evaluation(stack)
+            self.open_logs(stack, resuming)
             self.continue_where_it_stopped()
             while self.epoch < self.settings.num_epochs:
                 step_log = self.train_epoch()
-                step_log |= self.evaluate_epoch()
-                self.run_logger.log(step_log, step=self.global_step)
-                if self.is_due("checkpoint_every") or self.is_last_epoch():
-                    self.write_checkpoints(step_log)
+                if self.processes.is_main:
+                    step_log |= self.evaluate_epoch()
+                    self.run_logger.log(step_log, step=self.global_step)
+                    if self.is_due("checkpoint_every") or self.is_last_epoch():
+                        self.write_checkpoints(step_log)
+                    self.report_progress()
                 self.global_step += 1
                 self.epoch += 1
             self.wait_for_checkpoints()
 
-    def is_due(self, every: str) -> bool:
-        return self.epoch % self.settings[every] == 0
+    def is_due(self, every: str, epoch: int | None = None) -> bool:
+        """Whether what happens ``every`` so many epochs happens after this one, or after
+        ``epoch``.
+        """
+        return (self.epoch if epoch is None else epoch) % self.settings[every] == 0
 
     def is_last_epoch(self) -> bool:
         return self.epoch == self.settings.num_epochs - 1
 
     # ---- set-up ----------------------------------------------------------------------------------
 
+    def set_up_processes(self, stack: contextlib.ExitStack) -> None:
+        """The device of this process, and the run directory for this run alone."""
+        self.processes = Processes(self.cfg.training)
+        self.device = self.processes.device
+        if self.processes.is_main:
+            os.makedirs(self.output_dir, exist_ok=True)
+            stack.enter_context(locked_run(self.output_dir))
+        for policy in (self.model, self.ema_model):
+            if policy is not None:
+                policy.to(self.device)
+
     def resume_from_latest(self) -> bool:
         """Loads the run directory's last checkpoint, if there is one; True if training continues
         from it.
         """
         path = self.get_checkpoint_path()
+        self.processes.check_agreement(
+            f"whether {path} exists", path.is_file(), "all processes need the same run directory"
+        )
         if not path.is_file():
             return False
         if not self.cfg.training.resume:
@@ -213,11 +248,15 @@ class TrainWorkspace(BaseWorkspace):
                 "BaseImageDataset"
             )
         check_data(dataset, self.cfg)
-        self.train_loader = make_dataloader(dataset, **self.cfg.dataloader)
+        processes = self.processes
+        self.train_loader = make_dataloader(
+            dataset, processes.index, processes.count, **self.cfg.dataloader
+        )
         self.val_loader = make_dataloader(
             dataset.get_validation_dataset(), **self.cfg.val_dataloader
         )
         self.set_up_normalizer(dataset)
+        processes.distribute(self.model, self.losses)
 
     def set_up_normalizer(self, dataset: Any) -> None:
         """Fits the normalizer on the data (also when resuming: the data decides, as it did at
@@ -246,13 +285,14 @@ class TrainWorkspace(BaseWorkspace):
         accumulate = self.cfg.training.get("gradient_accumulate_every", 1)
         return max(steps, default=self.global_step // accumulate)
 
-    def set_up_evaluation(self) -> None:
+    def set_up_evaluation(self, stack: contextlib.ExitStack) -> None:
         self.env_runner = instantiate(self.cfg.task.env_runner, output_dir=self.output_dir)
         if not isinstance(self.env_runner, BaseLowdimRunner | BaseImageRunner):
             raise ConfigError(
                 f"task.env_runner is a {type(self.env_runner).__name__}; expected a "
                 "BaseLowdimRunner or BaseImageRunner"
             )
+        stack.enter_context(contextlib.closing(self.env_runner))
         self.topk = TopKCheckpointManager(
             save_dir=os.path.join(self.output_dir, "checkpoints"), **self.cfg.checkpoint.topk
         )
@@ -267,27 +307,38 @@ class TrainWorkspace(BaseWorkspace):
             with open_dict(self.settings):
                 self.settings.update(limits | dict.fromkeys(every, 1))
 
-    def open_logger(self, resuming: bool) -> RunLogger:
+    def open_logs(self, stack: contextlib.ExitStack, resuming: bool) -> None:
+        """The log, the progress bar over all epochs, and what the run is going to cost."""
+        n_epochs = self.settings.num_epochs
+        self.stopwatch = Stopwatch()
+        self.forecast = Forecast(self.epoch, n_epochs, self.batches_per_epoch, self.is_due)
+        if not self.processes.is_main:
+            self.run_logger = NoLogger()
+            return
         # A run that was killed before its first checkpoint starts again: its first lines are
         # dropped (0 bytes). A checkpoint of the original does not know the length of its log:
         # nothing is dropped (None).
         log_bytes = self.resume_state.get("log_bytes") if resuming else 0
-        return RunLogger(
+        logger_of_run = RunLogger(
             self.output_dir,
             self.cfg.logging,
             config=self.cfg,
             resume_bytes=log_bytes,
         )
+        self.run_logger = stack.enter_context(logger_of_run)
+        stack.enter_context(logging_redirect_tqdm())
+        self.epoch_bar = stack.enter_context(self.progress_bar("Epochs", n_epochs))
+        self.epoch_bar.update(min(self.epoch, n_epochs))
+        logger.info(describe_run(self))
 
     def continue_where_it_stopped(self) -> None:
         """Last act of the set-up, which may itself have drawn random numbers."""
-        self.sampling_indices: list[int] | None = self.resume_state.get("sampling_indices")
+        self.sampling_indices: list[int] | None = None
         self.sampling_batch: dict[str, Any] | None = None
-        if self.sampling_indices is not None:
-            dataset: Any = self.train_loader.dataset
-            batch = dataset.__getitems__(self.sampling_indices).batch
-            self.sampling_batch = self.to_device(batch)
-        self.restore_topk()
+        if indices := self.resume_state.get("sampling_indices"):
+            self.keep_sampling_batch(indices)
+        if self.processes.is_main:
+            self.restore_topk()
         if "rng" in self.resume_state:
             set_rng_state(self.resume_state["rng"])
 
@@ -299,36 +350,62 @@ class TrainWorkspace(BaseWorkspace):
 
     # ---- one epoch -------------------------------------------------------------------------------
 
+    @property
+    def batches_per_epoch(self) -> int:
+        return min(len(self.train_loader), self.settings.max_train_steps or len(self.train_loader))
+
     def to_device(self, batch: dict[str, Any]) -> dict[str, Any]:
         return dict_apply(batch, lambda x: x.to(self.device, non_blocking=True))
 
     def train_epoch(self) -> dict[str, Any]:
         """One pass over the training data; returns the record of the epoch, so far."""
-        max_steps = self.settings.max_train_steps
+        self.processes.start_epoch(self.epoch)
+        n_batches = self.batches_per_epoch
         step_log = StepLog(self.run_logger, self.last_checkpoint, self.settings.tqdm_interval_sec)
         record: dict[str, Any] = {}
-        with tqdm(
-            self.train_loader,
-            desc=f"Training epoch {self.epoch}",
-            leave=False,
-            mininterval=self.settings.tqdm_interval_sec,
-        ) as progress:
-            for i, (indices, batch) in enumerate(progress):
+        with (
+            self.stopwatch.measure("step"),
+            self.progress_bar(f"Training epoch {self.epoch}", n_batches) as progress,
+        ):
+            batches = self.stopwatch.waiting("data_wait", self.train_loader)
+            for i, (indices, batch) in enumerate(itertools.islice(batches, n_batches)):
                 batch = self.to_device(batch)
-                if self.sampling_batch is None:
-                    self.sampling_batch, self.sampling_indices = batch, indices.tolist()
-                record = {**self.train_step(batch), "global_step": self.global_step}
+                if self.sampling_indices is None:
+                    self.keep_sampling_batch(indices.tolist(), batch)
+                with self.processes.sharing(n_rows=len(indices)):
+                    record = {**self.train_step(batch), "global_step": self.global_step}
                 record |= {"epoch": self.epoch, **self.learning_rate()}
                 is_last = i == len(self.train_loader) - 1
                 step_log.add(record, indices, write=not is_last)
                 if loss := step_log.flush_if_due():
                     progress.set_postfix(loss=loss, refresh=False)
+                    self.forecast.after_steps(i + 1, self.stopwatch.seconds)
+                progress.update()
                 if not is_last:
                     self.global_step += 1
-                if max_steps is not None and i >= max_steps - 1:
-                    break
-        step_log.flush()
+            step_log.flush()
         return record | step_log.means()
+
+    def keep_sampling_batch(self, indices: list[int], batch: dict[str, Any] | None = None) -> None:
+        """Keeps the batch that :meth:`action_error` is measured on.
+
+        Args:
+            indices: its items. batch: these, if they are at hand.
+        """
+        self.sampling_indices = indices
+        if batch is None or self.processes.count > 1:
+            dataset: Any = self.train_loader.dataset
+            batch = self.to_device(dataset.__getitems__(indices).batch)
+        self.sampling_batch = batch
+
+    def progress_bar(self, description: str, total: int) -> tqdm:
+        return tqdm(
+            desc=description,
+            total=total,
+            leave=False,
+            mininterval=self.settings.tqdm_interval_sec,
+            disable=None if self.processes.is_main else True,
+        )
 
     def learning_rate(self) -> dict[str, float]:
         return {"lr": float(self.lr_scheduler.get_last_lr()[0])}
@@ -343,38 +420,49 @@ class TrainWorkspace(BaseWorkspace):
         policy: Any = self.get_eval_policy()
         policy.eval()
         if self.is_due("rollout_every"):
-            log |= self.env_runner.run(policy)
+            with self.stopwatch.measure("rollout"):
+                log |= self.env_runner.run(policy)
         with torch.no_grad():
             if self.is_due("val_every"):
-                log |= self.validate()
+                with self.stopwatch.measure("validation"):
+                    log |= self.validate()
             if self.is_due("sample_every"):
-                error = self.action_error(policy, self.sampling_batch or {})
-                log["train_action_mse_error"] = error.item()
+                with self.stopwatch.measure("sampling"):
+                    error = self.action_error(policy, self.sampling_batch or {})
+                    log["train_action_mse_error"] = error.item()
         policy.train()
         return log
 
     def validate(self) -> dict[str, Any]:
         """Mean loss over the validation batches; nothing when there are none."""
+        n_batches = min(len(self.val_loader), self.settings.max_val_steps or len(self.val_loader))
         losses: list[torch.Tensor] = []
-        max_steps = self.settings.max_val_steps
-        for i, (_, batch) in enumerate(
-            tqdm(
-                self.val_loader,
-                desc=f"Validation epoch {self.epoch}",
-                leave=False,
-                mininterval=self.settings.tqdm_interval_sec,
-            )
-        ):
-            losses.append(self.validation_loss(self.to_device(batch)))
-            if max_steps is not None and i >= max_steps - 1:
-                break
+        with self.progress_bar(f"Validation epoch {self.epoch}", n_batches) as progress:
+            for _, batch in itertools.islice(self.val_loader, n_batches):
+                losses.append(self.validation_loss(self.to_device(batch)))
+                progress.update()
         return {"val_loss": float(torch.stack(losses).mean())} if losses else {}
+
+    def report_progress(self) -> None:
+        """Where the time of the epoch went, and when the run will end."""
+        lap = self.stopwatch.lap()
+        where = {"global_step": self.global_step, "epoch": self.epoch}
+        self.run_logger.log_times(where | lap, step=self.global_step)
+        end = self.forecast.after_epoch(lap)
+        self.epoch_bar.set_postfix_str(f"ends {end}")
+        self.epoch_bar.update()
+        if self.epoch_bar.disable:  # no terminal, but perhaps somebody who reads the output
+            self.forecast.say_at_times(f"epoch {self.epoch} is done, step {self.global_step}", end)
 
     # ---- checkpoints -----------------------------------------------------------------------------
 
     def write_checkpoints(self, step_log: dict[str, Any]) -> None:
         """Writes the last checkpoint and, if this epoch is among the best, keeps it under its
         top-k name."""
+        with self.stopwatch.measure("checkpoint"):
+            self._write_checkpoints(step_log)
+
+    def _write_checkpoints(self, step_log: dict[str, Any]) -> None:
         self.wait_for_checkpoints()
         metrics = {key.replace("/", "_"): value for key, value in step_log.items()}
         topk_path = self.topk.propose(metrics) if self.is_due("checkpoint_every") else None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from diffusion_policy.common.draws import Draws, Generators
+from diffusion_policy.common.draws import Draws, Generators, draw_rows
 from diffusion_policy.common.errors import ConfigError
 
 
@@ -154,9 +154,14 @@ def sample_random_image_crops(
     if pos_enc:
         images = append_position_channels(images)
     height, width = images.shape[-2:]
-    draws = [torch.rand(*images.shape[:-3], num_crops, device="cpu") for _ in ("rows", "columns")]
+    rows, *shape = images.shape[:-3] or (1,)
+    draws = [
+        draw_rows(lambda n: torch.rand(n, *shape, num_crops, device="cpu"), rows)
+        for _ in ("rows", "columns")
+    ]
     room = torch.tensor([height - crop_height, width - crop_width], device="cpu")
-    indices = (torch.stack(draws, dim=-1) * room).long().to(images.device, non_blocking=True)
+    draws = torch.stack(draws, dim=-1).view(*images.shape[:-3], num_crops, 2)
+    indices = (draws * room).long().to(images.device, non_blocking=True)
     return crop_image_from_indices(images, indices, crop_height, crop_width), indices
 
 

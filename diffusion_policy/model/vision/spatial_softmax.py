@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from diffusion_policy.common.draws import draw_rows
+
 
 class SpatialSoftmax(nn.Module):
     """Keypoints of a feature map, with the state dict of robomimic's class of this name.
@@ -38,7 +40,8 @@ class SpatialSoftmax(nn.Module):
         if self.training:
             # robomimic adds noise of standard deviation 0. The draw remains, since every random
             # number after it depends on it.
-            torch.randn_like(keypoints)
+            shape, kind = keypoints.shape[1:], {"dtype": keypoints.dtype, "device": keypoints.device}
+            draw_rows(lambda n: torch.randn(n, *shape, **kind), len(keypoints))
         return keypoints
 
 

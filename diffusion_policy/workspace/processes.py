@@ -1,0 +1,217 @@
+"""The processes that train one run together, and how they share its batches.
+
+Process 0 leads: it has the command line, it alone writes, rolls out and validates. The others
+follow: they get configuration and run directory from it and compute their rows of
+every batch. ``dataloader.batch_size`` is the size of the whole batch, whatever the number of
+processes, and every row sees the same random numbers (:mod:`diffusion_policy.common.draws`), so
+the losses are those of one process, up to rounding; dropout and batch statistics excepted, which
+each process has for itself.
+
+Hugging Face Accelerate averages the gradients (torch's DistributedDataParallel) and computes in
+mixed precision. The common case, one process and single precision, does not import it.
+"""
+
+import contextlib
+import datetime
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from diffusion_policy.common.device import resolve_device
+from diffusion_policy.common.draws import PartOfBatch, get_generators, set_generators
+from diffusion_policy.common.errors import ConfigError, DeviceError
+from diffusion_policy.dataset.batching import rows_of_process
+from diffusion_policy.workspace.launch import die_with_launcher, process_count, process_index
+from diffusion_policy.workspace.rng import get_rng_state, set_rng_state
+
+# Others wait while process 0 rolls out, which may take hours. A process that died is noticed
+# otherwise: its connections close, and the launcher ends the rest.
+PATIENCE = datetime.timedelta(days=7)
+
+
+
+@contextlib.contextmanager
+def connected() -> Iterator[Callable[[Any], Any]]:
+    """Connects the processes of a run, while this is open.
+
+    Yields:
+        :func:`exchange`.
+    """
+    import torch.distributed as dist
+
+    die_with_launcher()
+    # Both at once: objects travel over gloo, gradients over what fits the device.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        yield exchange
+    finally:
+        dist.destroy_process_group()
+
+
+def exchange(value: Any) -> Any:
+    """Returns what process 0 called this with; every process has to call it."""
+    if process_count() == 1:
+        return value
+    import torch.distributed as dist
+
+    box = [value]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+class Processes:
+    """This process among those of the run.
+
+    Args:
+        training: the ``training`` block of the configuration: ``device`` and, where it has them,
+            ``mixed_precision`` (see ``check_training_options``) and ``seed``.
+
+    Attributes:
+        index, count: of this process; of processes.
+        device: the one that this process computes on.
+
+    Raises:
+        DeviceError: there are fewer GPUs than processes.
+    """
+
+    def __init__(self, training: DictConfig):
+        self.index, self.count = process_index(), process_count()
+        self.mixed_precision = training.get("mixed_precision") or "no"
+        self._seed = training.seed
+        self._accelerator: Any = None
+        self._weight = 1.0  # of this process' rows in the mean over a batch
+        self._own_stream: list[Tensor] = []
+        self._losses: Callable[[dict[str, Any]], dict[str, Tensor]]
+        self.device = resolve_device(training.device)
+        if self.count > 1 or self.mixed_precision != "no":
+            self._accelerator = self._make_accelerator()
+            self.device = self._accelerator.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.index == 0
+
+    def _make_accelerator(self) -> Any:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
+
+        local_count = int(os.environ.get("LOCAL_WORLD_SIZE", self.count))
+        if self.device.type == "cuda" and local_count > torch.cuda.device_count():
+            raise DeviceError(
+                f"{local_count} processes were started but this machine has "
+                f"{torch.cuda.device_count()} GPUs; set training.num_processes to at most that, or "
+                "training.device=cpu"
+            )
+        # Policies have parameters that no loss reaches: frozen ones, placeholders of old names.
+        ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
+        return Accelerator(
+            cpu=self.device.type == "cpu",
+            mixed_precision=self.mixed_precision,
+            kwargs_handlers=[ddp],
+        )
+
+    # ---- agreement -------------------------------------------------------------------------------
+
+    def check_agreement(self, what: str, value: Any, remedy: str) -> None:
+        """Makes sure that a value is the same everywhere.
+
+        Raises:
+            ConfigError: it is not, said on the processes that differ from process 0.
+        """
+        expected = exchange(value)
+        if value != expected:
+            raise ConfigError(
+                f"{what} is {value} for process {self.index} but {expected} for process 0; {remedy}"
+            )
+
+    def start_epoch(self, epoch: int) -> None:
+        """Lets all processes go on with the random numbers of process 0.
+
+        They differ after process 0 alone has evaluated. What is each process' own depends on the
+        epoch only, so a resumed run needs no record of it.
+        """
+        if self.count == 1:
+            return
+        state = exchange(get_rng_state())
+        if state["cuda"]:  # process 0 draws on its first device, each process on its own
+            state["cuda"] = state["cuda"][:1] * torch.cuda.device_count()
+        set_rng_state(state)
+        common = get_generators(self.device)
+        torch.manual_seed((self._seed * 1_000_003 + epoch) * 1_009 + self.index)
+        self._own_stream = get_generators(self.device)
+        set_generators(common, self.device)
+
+    # ---- sharing a batch -------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def sharing(self, n_rows: int) -> Iterator[None]:
+        """Within this, the batch at hand is this process' part of ``n_rows`` rows."""
+        if self.count == 1:
+            yield
+            return
+        rows = rows_of_process(n_rows, self.index, self.count)
+        self._weight = len(rows) / n_rows
+        rows = rows or range(1)  # fewer rows than processes: computed, but it does not count
+        part = PartOfBatch(rows.start, rows.stop, n_rows, self._own_stream, self.device)
+        with part.active():
+            yield
+
+    def distribute(
+        self, policy: nn.Module, losses: Callable[[dict[str, Any]], dict[str, Tensor]]
+    ) -> None:
+        """Says what :meth:`losses` computes.
+
+        Args:
+            policy: what the losses train.
+            losses: of a batch. Its values are scalars, means over the rows.
+        """
+        self._losses = losses
+        if self._accelerator is not None:
+            self._losses = self._accelerator.prepare(_Losses(policy, losses))
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        """The losses of this process' rows, in the precision of the run; :meth:`backward` then
+        averages their gradients over the processes.
+        """
+        return self._losses(batch)
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The precision of the run, for losses outside of :meth:`losses`."""
+        return contextlib.nullcontext() if self._accelerator is None else self._accelerator.autocast()
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of a loss that is the mean over this process' rows."""
+        if self.count > 1:
+            # DistributedDataParallel takes the mean over processes: undone, to weigh them by rows.
+            loss = loss * (self._weight * self.count)
+        loss.backward()
+
+    def mean(self, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Scalars of this process' rows, as means over the whole batch, without gradient."""
+        losses = {key: value.detach() for key, value in losses.items()}
+        if self.count == 1:
+            return losses
+        import torch.distributed as dist
+
+        values = torch.stack([value.float() for value in losses.values()]) * self._weight
+        dist.all_reduce(values)
+        return dict(zip(losses, values, strict=True))
+
+
+class _Losses(nn.Module):
+    """The losses of a batch as a module's forward pass: what Accelerate wraps."""
+
+    def __init__(
+        self, policy: nn.Module, losses: Callable[[dict[str, Any]], dict[str, Tensor]]
+    ):
+        super().__init__()
+        self.policy = policy
+        self.losses = losses
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Tensor]:
+        return self.losses(batch)
