@@ -57,13 +57,13 @@ def check_horizon(cfg: DictConfig) -> None:
     _check_unet_length(cfg, horizon, n_returned)
 
 
-def check_num_processes(cfg: DictConfig) -> int:
-    """``training.num_processes``; where it is not given, 1.
+def check_num_processes(cfg: DictConfig) -> int | None:
+    """``training.num_processes``; None where it is not given.
 
     Raises:
         ConfigError: it is not a whole number of at least 1.
     """
-    return _length(cfg, "training.num_processes") or 1
+    return _length(cfg, "training.num_processes")
 
 
 def check_training_options(cfg: DictConfig) -> None:

@@ -33,6 +33,7 @@ OPTIONS = {
     "logging.tensorboard": "True: write tensorboard/ as well  [False]",
 }
 _OPTION = re.compile("(" + "|".join(map(re.escape, OPTIONS)) + ")=")
+_JOB_NAME = "hydra.job.name="
 SAME_MISTAKE_S = 3.0
 
 
@@ -69,11 +70,17 @@ def run_hydra(config_name: str | None = None) -> None:
         return
     import hydra
 
-    sys.argv[1:] = complete_overrides(sys.argv[1:])
-    if not any(argument.startswith("hydra.job.name=") for argument in sys.argv):
-        # Hydra would name the job, and its log file, after this module.
-        sys.argv.append(f"hydra.job.name={pathlib.Path(sys.argv[0]).stem}")
+    sys.argv[1:] = _name_job(complete_overrides(sys.argv[1:]), pathlib.Path(sys.argv[0]).stem)
     hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name=config_name)(train)()
+
+
+def _name_job(arguments: list[str], name: str) -> list[str]:
+    """Names the job, and its log file, after the script; Hydra would name it after this module."""
+    if any(argument.startswith(_JOB_NAME) for argument in arguments):
+        return arguments
+    overrides = [i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")]
+    where = overrides[0] if overrides else len(arguments)  # all overrides have to stand together
+    return [*arguments[:where], _JOB_NAME + name, *arguments[where:]]
 
 
 def train(cfg: DictConfig) -> None:
@@ -90,12 +97,12 @@ def train(cfg: DictConfig) -> None:
         resolve(cfg)
         if "_target_" not in cfg:
             raise ConfigError("the configuration has no _target_, the workspace class to run")
-        n_processes = check_num_processes(cfg)
+        n_processes = check_num_processes(cfg) or process_count()
         if n_processes == process_count():
             _run(cfg, output_dir)
         elif process_count() == 1:
             arguments = job_arguments(job, list(job.overrides.task))
-            arguments += [f"hydra.run.dir={output_dir}", f"hydra.job.name={job.job.name}"]
+            arguments += [f"hydra.run.dir={output_dir}", f"{_JOB_NAME}{job.job.name}"]
             sys.exit(launch(n_processes, arguments))
         else:
             raise ConfigError(
@@ -134,7 +141,7 @@ def _hint_when_interrupted(output_dir: str | None) -> Iterator[None]:
         if output_dir is not None and not is_launched_by_us():
             override = f"hydra.run.dir={output_dir}"
             if process_count() == 1:
-                arguments = [a for a in sys.argv if not a.startswith("hydra.job.name=")]
+                arguments = [a for a in sys.argv if not a.startswith(_JOB_NAME)]
                 command = shlex.join(["python", *arguments, override])
                 sys.stderr.write(f"\ninterrupted; this continues the run: {command}\n")
             else:

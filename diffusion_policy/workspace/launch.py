@@ -24,7 +24,7 @@ def process_count() -> int:
 
 def is_launched_by_us() -> bool:
     """Whether :func:`launch` started this process, and will report how it ended."""
-    return _LAUNCHER in os.environ
+    return os.environ.get(_LAUNCHER, str(os.getpid())) != str(os.getpid())
 
 
 def die_with_launcher() -> None:
@@ -53,7 +53,9 @@ def launch(n_processes: int, arguments: list[str]) -> int:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # Processes report their own mistakes, and the end of this function tells of the rest.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    for name in logging.root.manager.loggerDict:
+        if name.startswith("torch.distributed.elastic"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[_LAUNCHER] = str(os.getpid())
     threads = max(1, (os.cpu_count() or 1) // n_processes)
     os.environ.setdefault("OMP_NUM_THREADS", str(threads))

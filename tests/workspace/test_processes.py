@@ -125,7 +125,7 @@ def iterate_items(cfg):
 
 
 def test_accelerate_launch_and_a_killed_process(tiny_config, start, tmp_path):
-    cfg = tiny_config("training.num_epochs=40", "training.tqdm_interval_sec=0")
+    cfg = tiny_config("training.num_epochs=16", "training.tqdm_interval_sec=0")
     port = ["--main_process_port=0", "--num_processes=2"]
     whole = start(cfg, tmp_path / "whole", launcher=[*ACCELERATE, *port])
     killed = tmp_path / "killed"
