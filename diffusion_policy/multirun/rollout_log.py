@@ -43,10 +43,15 @@ class RolloutLog:
     @property
     def last_epoch(self) -> int:
         """Epoch of the last complete line, a rollout row or not; -1 if it does not say."""
+        return self.last_line.get("epoch", -1)
+
+    @property
+    def last_line(self) -> dict[str, Any]:
+        """The last complete line, a rollout row or not; empty if there is none."""
         try:
-            return self._parse(self._last_line).get("epoch", -1)
+            return self._parse(self._last_line)
         except DataError:  # no line so far, or one that a power failure damaged
-            return -1
+            return {}
 
     def frame(self) -> pd.DataFrame:
         """:attr:`rows` as a table."""

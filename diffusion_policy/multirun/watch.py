@@ -3,8 +3,6 @@
 import contextlib
 import logging
 import pathlib
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +13,7 @@ from diffusion_policy.common.errors import (
     DiffusionPolicyError,
 )
 from diffusion_policy.multirun.monitor import METRICS_DIR, MetricsMonitor, seed_folders
+from diffusion_policy.multirun.signals import StopSignals, stop_signals
 from diffusion_policy.workspace.run_logger import Tracker
 from diffusion_policy.workspace.trackers import start_wandb, wandb_mode
 
@@ -64,7 +63,7 @@ def run_monitor(
         )
     last_rollout = last_rollout_epoch(_read_config(sweep_dir)) if until_done else None
     metrics_dir = _make_folder(sweep_dir / METRICS_DIR)
-    with _messages_to(metrics_dir / MESSAGES_NAME), _stop_signals() as stop:
+    with _messages_to(metrics_dir / MESSAGES_NAME), stop_signals() as stop:
         tracker = None
         if wandb_options is not None:
             tracker = _start_wandb(metrics_dir, _read_config(sweep_dir), wandb_options)
@@ -93,10 +92,10 @@ def last_rollout_epoch(config: Mapping[str, Any]) -> int:
 
 
 def _watch(
-    monitor: MetricsMonitor, stop: threading.Event, interval: float, last_rollout: int | None
+    monitor: MetricsMonitor, stop: StopSignals, interval: float, last_rollout: int | None
 ) -> None:
     complaint = None
-    while not stop.is_set():
+    while not stop.count:
         try:
             monitor.update()
             complaint = None
@@ -169,26 +168,3 @@ def _messages_to(path: pathlib.Path) -> Iterator[None]:
         for handler in handlers:
             root.removeHandler(handler)
             handler.close()
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGINT or SIGTERM sets. A second signal acts as usual: it ends the process."""
-    stop = threading.Event()
-    signals = (signal.SIGINT, signal.SIGTERM)
-    earlier = {number: signal.getsignal(number) for number in signals}
-
-    def restore() -> None:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
-
-    def on_signal(number, frame) -> None:
-        stop.set()
-        restore()
-
-    for number in signals:
-        signal.signal(number, on_signal)
-    try:
-        yield stop
-    finally:
-        restore()

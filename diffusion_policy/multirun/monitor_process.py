@@ -1,0 +1,87 @@
+"""The monitor of a sweep's metrics as a child process, started again when it dies."""
+
+import logging
+import subprocess
+from collections.abc import Sequence
+
+from diffusion_policy.multirun.monitor import METRICS_DIR, MetricsMonitor
+from diffusion_policy.multirun.run_command import (
+    console,
+    describe_exit,
+    interrupt,
+    kill,
+    start_command,
+)
+from diffusion_policy.multirun.sweep import CONSOLE_NAME, REPOSITORY, Sweep
+
+log = logging.getLogger(__name__)
+
+
+class MonitorProcess:
+    """Runs ``multirun_metrics.py`` beside a sweep.
+
+    Args:
+        sweep: What to watch.
+        keys: The metrics.
+        use_wandb: Let it log to wandb as well.
+        max_retries: How often it is started again.
+    """
+
+    def __init__(self, sweep: Sweep, keys: Sequence[str], use_wandb: bool, max_retries: int):
+        self._sweep = sweep
+        self._keys = list(keys)
+        self._command = ["python", "multirun_metrics.py", "--input", str(sweep.folder)]
+        if use_wandb:
+            self._command += ["--use_wandb", "--project", "diffusion_policy_metrics"]
+            self._command += ["--group", sweep.group]
+        self._command += [word for key in keys for word in ("--key", key)]
+        self._retries_left = max_retries
+        self._attempts = 0
+        self._console = sweep.folder / METRICS_DIR / CONSOLE_NAME
+        self._process = self._start()
+        self._was_interrupted = False
+
+    def look_after(self) -> None:
+        """Starts the monitor again if it died."""
+        if self._process is None or self._process.poll() is None:
+            return
+        end, self._process = describe_exit(self._process.returncode), None
+        if self._retries_left > 0:
+            self._retries_left -= 1
+            log.warning("The monitor of the metrics ended (%s); it is started again.", end)
+            self._process = self._start()
+        else:
+            log.warning(
+                "The monitor of the metrics ended (%s) and is not started again; the runs go on. "
+                "Its last words are in %s.",
+                end,
+                self._console,
+            )
+
+    def interrupt(self) -> None:
+        """Asks it to have a last look and end. Further calls do nothing."""
+        if self._process is not None and not self._was_interrupted:
+            interrupt(self._process)
+        self._was_interrupted = True
+
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def finish(self) -> None:
+        """Takes the last look itself if the monitor could not.
+
+        Raises:
+            DataError, CheckpointError: as :meth:`.MetricsMonitor.update`.
+        """
+        if self._process is None or self._process.poll() != 0:
+            MetricsMonitor(self._sweep.folder, self._keys).update(final=True)
+
+    def kill(self) -> None:
+        if self._process is not None:
+            kill(self._process)
+
+    def _start(self) -> subprocess.Popen:
+        self._attempts += 1
+        self._console.parent.mkdir(exist_ok=True)
+        with console(self._console, self._attempts, self._command) as output:
+            return start_command(self._command, output=output, cwd=REPOSITORY)

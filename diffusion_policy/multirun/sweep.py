@@ -1,0 +1,289 @@
+"""A sweep: the same training with several seeds, in one folder.
+
+::
+
+    <sweep>/config.yaml            the configuration, resolved
+            sweep.json             what was asked for, and the command of every run
+            status.json            how far the runs are (:mod:`.status`)
+            train_0/ train_1/ ...  the runs, one per seed, as train.py leaves them, and console.log
+            metrics/               their means (:mod:`.monitor`)
+"""
+
+import dataclasses
+import datetime
+import json
+import pathlib
+import re
+import secrets
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from diffusion_policy.common.checkpoint_util import atomic_write
+from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.config.resolvers import register_resolvers, resolve
+from diffusion_policy.multirun.run_command import DATA_LINK
+from diffusion_policy.multirun.watch import CONFIG_NAME
+from diffusion_policy.workspace.command_line import CONFIG_DIR, complete_overrides
+
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]  # where train.py lies
+SWEEP_NAME = "sweep.json"
+CONSOLE_NAME = "console.log"
+_SAFE = re.compile(r"[\w./:@%+-]+")  # needs no quotes as a value of Hydra's
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run of a sweep: ``train_<i>``, and the command that starts or continues it."""
+
+    name: str
+    seed: int
+    command: list[str]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What ``sweep.json`` says. ``group`` is the wandb group; runs are ``<group>_train_<i>``."""
+
+    folder: pathlib.Path
+    config_name: str
+    config_dir: str
+    overrides: list[str]
+    seeds: list[int]
+    group: str
+    name_base: str
+    tasks: list[Task]
+
+    def run_dir(self, task: str) -> pathlib.Path:
+        return self.folder / task
+
+    def console(self, task: str) -> pathlib.Path:
+        return self.folder / task / CONSOLE_NAME
+
+    @property
+    def config(self) -> DictConfig:
+        """The resolved configuration, as it was written."""
+        return _read_config(self.folder)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``42,43,44``.
+
+    Raises:
+        ConfigError: It is something else, or a seed is there twice.
+    """
+    try:
+        seeds = [int(seed) for seed in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ConfigError(
+            f"--seeds {text!r}: give different whole numbers, from 0 on, and commas: 42,43,44"
+        )
+    return seeds
+
+
+def compose(config_name: str, config_dir: str | None, overrides: Sequence[str]) -> DictConfig:
+    """The resolved configuration that ``train.py`` would get.
+
+    Args:
+        config_name: A shipped configuration, or a file in ``config_dir``.
+        config_dir: Absolute, or relative to the repository. None: only shipped ones.
+
+    Raises:
+        ConfigError: There is none of that name, or an override does not fit it.
+    """
+    import hydra
+    from hydra._internal.hydra import Hydra
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_search_path import SearchPathQuery
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.utils import setup_globals
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    search_path = create_config_search_path(str(CONFIG_DIR))
+    if config_dir is not None:
+        before_schemas = SearchPathQuery(provider="schema")
+        search_path.prepend("command-line", f"file://{REPOSITORY / config_dir}", before_schemas)
+    setup_globals()  # ${now:}
+    register_resolvers()
+    try:
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base=None):
+            # As hydra.main with --config-dir: what is shipped is found first.
+            GlobalHydra.instance().clear()
+            Hydra.create_main_hydra2("train", search_path)
+            cfg = hydra.compose(config_name, overrides=complete_overrides(list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    resolve(cfg)
+    return cfg
+
+
+def create_sweep(
+    cfg: DictConfig,
+    config_name: str,
+    config_dir: str | None,
+    overrides: Sequence[str],
+    seeds: Sequence[int],
+    data_src: pathlib.Path | None = None,
+) -> Sweep:
+    """Makes the folder of a new sweep.
+
+    Args:
+        cfg: What :func:`compose` returned for the next three.
+        config_name, config_dir, overrides: See there.
+        seeds: One run each.
+        data_src: What ``data`` is for the runs. None: ``data`` of the repository.
+
+    Raises:
+        ConfigError: The folder exists.
+        CheckpointError: The disk refuses.
+    """
+    folder = _locate(_run_dir(cfg), data_src)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigError(
+            f"{folder} exists; continue that sweep with --resume {folder}, or name another folder "
+            "with the override multi_run.run_dir=..."
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot create the folder of the sweep, {folder}: {error.strerror}; name another with "
+            "the override multi_run.run_dir=..."
+        ) from error
+    sweep = Sweep(
+        folder=folder,
+        config_name=config_name,
+        config_dir=config_dir or str(CONFIG_DIR.relative_to(REPOSITORY)),
+        overrides=list(overrides),
+        seeds=list(seeds),
+        group="".join(secrets.choice(string.ascii_lowercase + string.digits) for _ in range(8)),
+        name_base=OmegaConf.select(cfg, "multi_run.wandb_name_base") or folder.name,
+        tasks=[],
+    )
+    return _write(sweep, cfg)
+
+
+def load_sweep(folder: str | pathlib.Path) -> Sweep:
+    """The sweep of a folder that :func:`create_sweep` made.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    path = pathlib.Path(folder).absolute() / SWEEP_NAME
+    try:
+        content = json.loads(path.read_bytes())
+        tasks = [Task(**task) for task in content.pop("tasks")]
+        return Sweep(folder=path.parent, tasks=tasks, **content)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {path}: {error.strerror}; --resume needs the folder of a sweep, as this "
+            "command printed it"
+        ) from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ConfigError(f"{path} is not the record of a sweep ({error!r})") from error
+
+
+def extend_sweep(sweep: Sweep, overrides: Sequence[str]) -> Sweep:
+    """The same sweep with further overrides, ``training.num_epochs=200`` for example."""
+    sweep = dataclasses.replace(sweep, overrides=[*sweep.overrides, *overrides])
+    cfg = compose(sweep.config_name, sweep.config_dir, sweep.overrides)
+    if "multi_run" in cfg:
+        cfg.multi_run = sweep.config.multi_run  # of another ${now:} now
+    return _write(sweep, cfg)
+
+
+def _write(sweep: Sweep, cfg: DictConfig) -> Sweep:
+    """Writes what the folder says about the sweep, with the commands that follow from it."""
+    tasks = [
+        Task(f"train_{i}", seed, _command(sweep, cfg, i, seed))
+        for i, seed in enumerate(sweep.seeds)
+    ]
+    sweep = dataclasses.replace(sweep, tasks=tasks)
+    record = {**dataclasses.asdict(sweep)}
+    del record["folder"]
+    for task in tasks:
+        sweep.run_dir(task.name).mkdir(exist_ok=True)
+    config = OmegaConf.to_yaml(cfg, resolve=True).encode()
+    atomic_write(sweep.folder / CONFIG_NAME, lambda file: file.write(config))
+    atomic_write(
+        sweep.folder / SWEEP_NAME, lambda file: file.write(json.dumps(record, indent=2).encode())
+    )
+    return sweep
+
+
+def _command(sweep: Sweep, cfg: DictConfig, index: int, seed: int) -> list[str]:
+    def override(key: str, value: Any) -> str:
+        parent, _, name = key.rpartition(".")
+        is_there = name in (OmegaConf.select(cfg, parent) or {})
+        return f"{'' if is_there else '++'}{key}={_hydra_value(str(value))}"
+
+    own = [override("training.seed", seed)]
+    # A real robot has no seeds; its task would refuse the override.
+    if "test_start_seed" in (OmegaConf.select(cfg, "task.env_runner") or {}):
+        own.append(override("task.env_runner.test_start_seed", (seed + 1) * 100_000))
+    name = f"train_{index}"
+    return [
+        "python",
+        "train.py",
+        f"--config-name={sweep.config_name}",
+        f"--config-dir={sweep.config_dir}",
+        *sweep.overrides,
+        *own,
+        override("logging.name", f"{sweep.name_base}_{name}"),
+        override("logging.id", f"{sweep.group}_{name}"),
+        override("logging.group", sweep.group),
+        f"hydra.run.dir={_hydra_value(str(sweep.folder / name))}",
+    ]
+
+
+def _hydra_value(text: str) -> str:
+    if _SAFE.fullmatch(text):
+        return text
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+def _run_dir(cfg: DictConfig) -> pathlib.Path:
+    named = OmegaConf.select(cfg, "multi_run.run_dir")
+    if named:
+        return pathlib.Path(named)
+    now, name = datetime.datetime.now(), cfg.get("name", "train")
+    task = cfg.get("task_name") or OmegaConf.select(cfg, "task.name") or "task"
+    return pathlib.Path(DATA_LINK, "outputs", f"{now:%Y.%m.%d}", f"{now:%H.%M.%S}_{name}_{task}")
+
+
+def _locate(run_dir: pathlib.Path, data_src: pathlib.Path | None) -> pathlib.Path:
+    """Absolute, so that it is the same folder here and in ray's copy of the repository."""
+    if data_src is not None and run_dir.parts[:1] == (DATA_LINK,):
+        return data_src.absolute() / pathlib.Path(*run_dir.parts[1:])
+    return REPOSITORY / run_dir
+
+
+def _read_config(folder: pathlib.Path) -> DictConfig:
+    import yaml
+
+    path = folder / CONFIG_NAME
+    try:
+        cfg = OmegaConf.load(path)
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read {path}, the sweep's configuration: {error}") from error
+    if not isinstance(cfg, DictConfig):
+        raise ConfigError(f"{path} is not a configuration; restore that of the sweep")
+    return cfg
+
+
+def configuration_dir(config_dir: str | None) -> str | None:
+    """``--config-dir`` as a run in any copy of the repository finds it: relative to the repository
+    where it lies within, absolute elsewhere.
+    """
+    if config_dir is None:
+        return None
+    path = pathlib.Path(config_dir).absolute()
+    if not path.is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: there is no such folder")
+    return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else str(path)
