@@ -26,7 +26,7 @@ class Launcher:
     Args:
         sweep: The sweep.
         status: Of its runs, which this keeps.
-        backend: Where they take place. Closed in the end.
+        backend: Where they take place.
         monitor: Ended when the runs have.
         progress: Shows them.
         max_retries: How often a run that fails is started again; it continues from its last
@@ -82,8 +82,8 @@ class Launcher:
         try:
             yield
         finally:
+            self._backend.kill()
             self._monitor.kill()
-            self._backend.close()
             self._progress.close()
             self._status.write()
 

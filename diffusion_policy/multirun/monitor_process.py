@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from diffusion_policy.multirun.monitor import METRICS_DIR, MetricsMonitor
 from diffusion_policy.multirun.run_command import (
+    REPOSITORY,
     console,
     describe_exit,
     interrupt,
     kill,
     start_command,
 )
-from diffusion_policy.multirun.sweep import CONSOLE_NAME, REPOSITORY, Sweep
+from diffusion_policy.multirun.sweep import CONSOLE_NAME, Sweep
 
 log = logging.getLogger(__name__)
 

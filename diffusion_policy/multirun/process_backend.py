@@ -8,8 +8,13 @@ from dataclasses import dataclass
 
 from diffusion_policy.multirun.backend import Attempt, Backend, Ended, Started
 from diffusion_policy.multirun.resources import Machine, Resources
-from diffusion_policy.multirun.run_command import console, interrupt, kill, start_command
-from diffusion_policy.multirun.sweep import REPOSITORY
+from diffusion_policy.multirun.run_command import (
+    REPOSITORY,
+    console,
+    interrupt,
+    kill,
+    start_command,
+)
 
 POLL_S = 0.02
 _ROUNDING = 1e-6

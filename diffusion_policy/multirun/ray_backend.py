@@ -1,13 +1,13 @@
 """The runs of a sweep as tasks of a ray cluster."""
 
-import os
 import re
+import socket
 from dataclasses import dataclass
 from typing import Any
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.multirun.backend import Attempt, Backend, Ended, Started
-from diffusion_policy.multirun.resources import Resources, check_fits, check_request
+from diffusion_policy.multirun.resources import Resources, check_fits
 from diffusion_policy.multirun.run_command import (
     CONSOLE_HEADER,
     console,
@@ -54,7 +54,6 @@ class RayBackend(Backend):
     ):
         import ray
 
-        check_request(per_run)
         self._ray = ray
         self._data_src = data_src
         self._unbuffer_python = unbuffer_python
@@ -65,7 +64,7 @@ class RayBackend(Backend):
         }
         self._group = self._reserve(per_run, n_on_one_node) if n_on_one_node else None
         if self._group is None:
-            _check_nodes(per_run)
+            check_nodes(per_run)
         self._running: dict[Any, _Running] = {}
 
     def submit(self, attempt: Attempt) -> None:
@@ -80,7 +79,9 @@ class RayBackend(Backend):
         if refs and not done:
             done, _ = self._ray.wait(refs, timeout=seconds)
         events = self._what_started()
-        return events + [self._ended(ref) for ref in done]
+        for ref in done:
+            events += self._what_ended(ref)
+        return events
 
     def interrupt(self) -> None:
         for ref in self._running:
@@ -125,34 +126,37 @@ class RayBackend(Backend):
                 events.append(Started(running.attempt.task, host))
         return events
 
-    def _ended(self, ref: Any) -> Ended:
-        from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+    def _what_ended(self, ref: Any) -> list[Started | Ended]:
+        from ray.exceptions import RayError, TaskCancelledError
 
         running = self._running.pop(ref)
         task = running.attempt.task
         try:
-            return Ended(task, self._ray.get(ref))
+            host, code = self._ray.get(ref)
         except TaskCancelledError:
-            return Ended(task, None, "was killed" if running.has_started else "was not started")
-        except RayTaskError as error:
-            cause = getattr(error, "cause", None) or error
-            return Ended(task, None, f"could not be run: {_first_sentence(cause)}")
+            return [Ended(task, None, "was killed" if running.has_started else "was not started")]
         except RayError as error:
-            return Ended(task, None, f"its worker or node was lost: {_first_sentence(error)}")
+            return [Ended(task, None, describe_error(error))]
+        events: list[Started | Ended] = [Ended(task, code)]
+        return events if running.has_started else [Started(task, host), *events]
 
 
-def _run_attempt(attempt: Attempt, data_src: str, unbuffer_python: bool) -> int:
-    """The task, in a worker: its current directory is ray's copy of the repository."""
+def _run_attempt(attempt: Attempt, data_src: str, unbuffer_python: bool) -> tuple[str, int]:
+    """The task, in a worker: its current directory is ray's copy of the repository.
+
+    Returns:
+        (host, exit code of the command).
+    """
     link_data(data_src)
     environment = {"PYTHONUNBUFFERED": "TRUE"} if unbuffer_python else {}
     if not attempt.console.parent.is_dir():
         raise ConfigError(
-            f"{attempt.console.parent} is not there on {os.uname().nodename}: the folder of a "
+            f"{attempt.console.parent} is not there on {socket.gethostname()}: the folder of a "
             "sweep has to be on a file system that all nodes share; name one with --data_src"
         )
     with console(attempt.console, attempt.number, attempt.command) as output:
         code, _ = wait_for_end(start_command(attempt.command, environment, output))
-    return code
+    return socket.gethostname(), code
 
 
 def _host_in_console(running: _Running) -> str | None:
@@ -169,7 +173,8 @@ def _host_in_console(running: _Running) -> str | None:
     return None
 
 
-def _check_nodes(request: Resources) -> None:
+def check_nodes(request: Resources) -> None:
+    """Raises ConfigError if no node has that: ray would wait for one for ever."""
     check_fits(request, _largest_node(request), "the largest node of the ray cluster")
 
 
@@ -189,6 +194,11 @@ def _largest_node(request: Resources) -> Resources:
     return max(sizes, key=lambda size: (sum(share(size)), size.num_gpus, size.num_cpus))
 
 
-def _first_sentence(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
+    """Why a task has no result. What ray itself says goes on for pages."""
+    from ray.exceptions import RayTaskError
+
+    if isinstance(error, RayTaskError):
+        return " ".join(str(getattr(error, "cause", None) or error).split())
     text = " ".join(re.sub(r"\x1b\[\d+m", "", str(error)).split())
-    return text.split(". ")[0].rstrip(".")
+    return f"its worker or node was lost: {text.partition('. ')[0].rstrip('.')}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.multirun.resources import Machine
-from diffusion_policy.multirun.sweep import REPOSITORY
+from diffusion_policy.multirun.run_command import REPOSITORY
 
 log = logging.getLogger(__name__)
 

@@ -1,10 +1,13 @@
 """CPUs and GPUs: what a machine has, what one run of a sweep gets."""
 
+import logging
 import os
 import pathlib
 from dataclasses import dataclass
 
 from diffusion_policy.common.errors import ConfigError
+
+log = logging.getLogger(__name__)
 
 # Per run, on a cluster: what the published sweeps used.
 CLUSTER_CPUS, CLUSTER_GPUS = 7.0, 1.0
@@ -56,6 +59,37 @@ def _gpus() -> tuple[str, ...]:
     import torch
 
     return tuple(map(str, range(torch.cuda.device_count())))
+
+
+def per_run_resources(
+    is_this_machine: bool,
+    machine: Machine,
+    n_runs: int,
+    num_processes: int = 1,
+    num_cpus: float | None = None,
+    num_gpus: float | None = None,
+) -> Resources:
+    """What one run gets, on ``machine`` or on a cluster, where the user did not say.
+
+    Args:
+        is_this_machine: Everything takes place on ``machine``.
+        n_runs: Runs that would like to take place at a time.
+        num_processes: Of each.
+
+    Raises:
+        ConfigError: That cannot be, or is more than the machine has.
+    """
+    if is_this_machine:
+        request = fit(machine, n_runs, num_processes, num_cpus, num_gpus)
+        log.info("Every run gets %s, of %s on this machine.", request, machine.resources)
+    else:
+        request = Resources(
+            CLUSTER_CPUS if num_cpus is None else num_cpus,
+            max(CLUSTER_GPUS, num_processes) if num_gpus is None else num_gpus,
+        )
+        check_request(request)
+        log.info("Every run gets %s of the ray cluster.", request)
+    return request
 
 
 def fit(

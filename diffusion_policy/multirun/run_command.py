@@ -21,6 +21,7 @@ TERMINATE_S = 5.0  # a child that ignores SIGTERM for so long is killed
 # Killed by SIGINT; and how train.py ends after it.
 INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
 DATA_LINK = "data"
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]  # where train.py lies
 CONSOLE_HEADER = r"==== attempt (?P<attempt>\d+), (?P<time>[^,]+), (?P<host>[^:]+): "
 
 
@@ -143,6 +144,25 @@ def _interrupts() -> Iterator[threading.Event]:
         yield event
     finally:
         signal.signal(signal.SIGINT, earlier)
+
+
+def data_folder(data_src: str | None) -> pathlib.Path:
+    """The folder that ``data`` shall be for commands on other machines, absolute.
+
+    Args:
+        data_src: As given by the user. None: ``data`` of the repository, made if it is missing.
+
+    Raises:
+        ConfigError: There is no such folder.
+    """
+    if data_src is None:
+        folder = REPOSITORY / DATA_LINK
+        folder.mkdir(exist_ok=True)
+        return folder
+    folder = pathlib.Path(data_src).absolute()
+    if not folder.is_dir():
+        raise ConfigError(f"--data_src {data_src}: there is no such folder; create it, or a link")
+    return folder
 
 
 def link_data(data_src: str | os.PathLike, cwd: str | os.PathLike = ".") -> None:

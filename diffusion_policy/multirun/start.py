@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,16 +14,13 @@ from diffusion_policy.multirun.monitor_process import MonitorProcess
 from diffusion_policy.multirun.outcome import Outcome, describe_outcome
 from diffusion_policy.multirun.progress import Progress
 from diffusion_policy.multirun.resources import (
-    CLUSTER_CPUS,
-    CLUSTER_GPUS,
     Resources,
-    fit,
+    per_run_resources,
     this_machine,
 )
-from diffusion_policy.multirun.run_command import DATA_LINK, link_data
-from diffusion_policy.multirun.status import SweepStatus
+from diffusion_policy.multirun.run_command import REPOSITORY, data_folder, link_data
+from diffusion_policy.multirun.status import State, SweepStatus
 from diffusion_policy.multirun.sweep import (
-    REPOSITORY,
     Sweep,
     compose,
     configuration_dir,
@@ -75,7 +71,7 @@ def run_new_sweep(
     config_dir = configuration_dir(config_dir)
     cfg = compose(config_name, config_dir, overrides)
     with contextlib.closing(_backend(options, cfg, len(seeds))) as backend:
-        data_src = None if options.data_src is None else pathlib.Path(options.data_src)
+        data_src = None if options.data_src is None else data_folder(options.data_src)
         sweep = create_sweep(cfg, config_name, config_dir, overrides, seeds, data_src)
         return _run(sweep, cfg, backend, options)
 
@@ -104,6 +100,8 @@ def _run(
         if further_overrides:
             sweep = extend_sweep(sweep, further_overrides)
             status.restart()
+        elif not status.names(State.WAITING):
+            log.info("All runs have finished; with overrides after -- they are continued.")
         use_wandb = wandb_mode(OmegaConf.select(cfg, "logging.mode")) != "disabled"
         keys = options.monitor_keys
         launcher = Launcher(
@@ -137,31 +135,23 @@ def _backend(options: Options, cfg: DictConfig, n_runs: int) -> Backend:
     machine = this_machine()
     num_processes = OmegaConf.select(cfg, "training.num_processes") or 1
 
-    def fitted() -> Resources:
-        request = fit(machine, n_runs, num_processes, options.num_cpus, options.num_gpus)
-        log.info("Every run gets %s of %s.", request, machine.resources)
-        return request
+    def per_run(is_this_machine: bool) -> Resources:
+        return per_run_resources(
+            is_this_machine, machine, n_runs, num_processes, options.num_cpus, options.num_gpus
+        )
 
     if options.backend == "process":
         from diffusion_policy.multirun.process_backend import ProcessBackend
 
-        request = fitted()
         if options.data_src is not None:
-            link_data(options.data_src, REPOSITORY)
-        return ProcessBackend(request, machine, options.unbuffer_python)
+            link_data(data_folder(options.data_src), REPOSITORY)
+        return ProcessBackend(per_run(True), machine, options.unbuffer_python)
 
     from diffusion_policy.multirun.ray_backend import RayBackend
     from diffusion_policy.multirun.ray_cluster import connect
 
-    is_local = connect(options.ray_address, machine, log_to_driver=False)
-    if is_local:
-        request = fitted()
-    else:
-        cpus, gpus = options.num_cpus, options.num_gpus
-        request = Resources(
-            CLUSTER_CPUS if cpus is None else cpus, CLUSTER_GPUS if gpus is None else gpus
-        )
-        log.info("Every run gets %s of the ray cluster.", request)
-    data_src = pathlib.Path(options.data_src or REPOSITORY / DATA_LINK).absolute()
+    is_new = connect(options.ray_address, machine, log_to_driver=False)
     n_on_one_node = n_runs if options.single_node else None
-    return RayBackend(request, str(data_src), options.unbuffer_python, n_on_one_node)
+    return RayBackend(
+        per_run(is_new), str(data_folder(options.data_src)), options.unbuffer_python, n_on_one_node
+    )

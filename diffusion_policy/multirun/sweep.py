@@ -25,11 +25,10 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.config.resolvers import register_resolvers, resolve
-from diffusion_policy.multirun.run_command import DATA_LINK
+from diffusion_policy.multirun.run_command import DATA_LINK, REPOSITORY
 from diffusion_policy.multirun.watch import CONFIG_NAME
 from diffusion_policy.workspace.command_line import CONFIG_DIR, complete_overrides
 
-REPOSITORY = pathlib.Path(__file__).resolve().parents[2]  # where train.py lies
 SWEEP_NAME = "sweep.json"
 CONSOLE_NAME = "console.log"
 _SAFE = re.compile(r"[\w./:@%+-]+")  # needs no quotes as a value of Hydra's
@@ -137,7 +136,7 @@ def create_sweep(
         cfg: What :func:`compose` returned for the next three.
         config_name, config_dir, overrides: See there.
         seeds: One run each.
-        data_src: What ``data`` is for the runs. None: ``data`` of the repository.
+        data_src: Absolute; what ``data`` is for the runs. None: ``data`` of the repository.
 
     Raises:
         ConfigError: The folder exists.
@@ -260,7 +259,7 @@ def _run_dir(cfg: DictConfig) -> pathlib.Path:
 def _locate(run_dir: pathlib.Path, data_src: pathlib.Path | None) -> pathlib.Path:
     """Absolute, so that it is the same folder here and in ray's copy of the repository."""
     if data_src is not None and run_dir.parts[:1] == (DATA_LINK,):
-        return data_src.absolute() / pathlib.Path(*run_dir.parts[1:])
+        return data_src / pathlib.Path(*run_dir.parts[1:])
     return REPOSITORY / run_dir
 
 
