@@ -80,8 +80,12 @@ def check_training_options(cfg: DictConfig) -> None:
             "losses to be scaled)"
         )
     norm = OmegaConf.select(cfg, "training.max_grad_norm")
-    if norm is not None and (isinstance(norm, bool) or not isinstance(norm, int | float) or norm <= 0):
-        raise ConfigError(f"training.max_grad_norm is {norm!r}; set it to a number above 0, or null")
+    if norm is not None and (
+        isinstance(norm, bool) or not isinstance(norm, int | float) or norm <= 0
+    ):
+        raise ConfigError(
+            f"training.max_grad_norm is {norm!r}; set it to a number above 0, or null"
+        )
 
 
 def check_transformer(cfg: DictConfig) -> None:

@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
+from typing import Any, cast
 
 from omegaconf import DictConfig
 
@@ -101,7 +102,7 @@ def train(cfg: DictConfig) -> None:
         if n_processes == process_count():
             _run(cfg, output_dir)
         elif process_count() == 1:
-            arguments = job_arguments(job, list(job.overrides.task))
+            arguments = job_arguments(cast(Any, job), list(job.overrides.task))
             arguments += [f"hydra.run.dir={output_dir}", f"{_JOB_NAME}{job.job.name}"]
             sys.exit(launch(n_processes, arguments))
         else:
@@ -117,12 +118,12 @@ def follow() -> None:
         _run(None, None)
 
 
-def _run(cfg: DictConfig | None, output_dir: str | None) -> None:
+def _run(cfg: Any, output_dir: str | None) -> None:
     """Trains in this process; both arguments come from process 0."""
     import hydra
 
     if process_count() == 1:
-        hydra.utils.get_class(cfg._target_)(cfg).run()  # pyright: ignore[reportOptionalMemberAccess]
+        hydra.utils.get_class(cfg._target_)(cfg).run()
         return
     from diffusion_policy.workspace.processes import connected
 

@@ -118,7 +118,10 @@ def describe_run(workspace: Any) -> str:
         if torch.is_tensor(value)
     )
     moments = moments or 2 * _bytes(trained)  # before its first step; Adam and its kin keep two
-    needed, checkpoint = weights + averages + moments + _bytes(trained), weights + averages + moments
+    needed, checkpoint = (
+        weights + averages + moments + _bytes(trained),
+        weights + averages + moments,
+    )
     n_checkpoints = workspace.cfg.checkpoint.topk.k + bool(workspace.cfg.checkpoint.save_last_ckpt)
     return (
         f"Epochs {first} to {n_epochs - 1}, {n_batches:,} batches of {batch_size} each: "

@@ -33,7 +33,6 @@ from diffusion_policy.workspace.rng import get_rng_state, set_rng_state
 PATIENCE = datetime.timedelta(days=7)
 
 
-
 @contextlib.contextmanager
 def connected() -> Iterator[Callable[[Any], Any]]:
     """Connects the processes of a run, while this is open.
@@ -182,7 +181,9 @@ class Processes:
 
     def autocast(self) -> contextlib.AbstractContextManager:
         """The precision of the run, for losses outside of :meth:`losses`."""
-        return contextlib.nullcontext() if self._accelerator is None else self._accelerator.autocast()
+        return (
+            contextlib.nullcontext() if self._accelerator is None else self._accelerator.autocast()
+        )
 
     def backward(self, loss: Tensor) -> None:
         """Gradients of a loss that is the mean over this process' rows."""
@@ -206,9 +207,7 @@ class Processes:
 class _Losses(nn.Module):
     """The losses of a batch as a module's forward pass: what Accelerate wraps."""
 
-    def __init__(
-        self, policy: nn.Module, losses: Callable[[dict[str, Any]], dict[str, Tensor]]
-    ):
+    def __init__(self, policy: nn.Module, losses: Callable[[dict[str, Any]], dict[str, Tensor]]):
         super().__init__()
         self.policy = policy
         self.losses = losses

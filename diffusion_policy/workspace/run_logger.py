@@ -166,13 +166,6 @@ class RunLogger:
             )
 
 
-class NoLogger:
-    """What the processes of a run log that do not lead it: nothing."""
-
-    def log(self, record: dict[str, Any], step: int) -> None:
-        pass
-
-
 class MediaTracker:
     """Notes which videos belong to which step, one JSON line per record that has videos.
 

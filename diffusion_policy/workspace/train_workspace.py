@@ -44,7 +44,7 @@ from diffusion_policy.workspace.forecast import Forecast, describe_run
 from diffusion_policy.workspace.processes import Processes
 from diffusion_policy.workspace.rng import get_rng_state, set_rng_state
 from diffusion_policy.workspace.run_lock import locked_run
-from diffusion_policy.workspace.run_logger import NoLogger, RunLogger
+from diffusion_policy.workspace.run_logger import RunLogger
 from diffusion_policy.workspace.step_log import StepLog
 from diffusion_policy.workspace.stopwatch import Stopwatch
 
@@ -309,11 +309,11 @@ class TrainWorkspace(BaseWorkspace):
 
     def open_logs(self, stack: contextlib.ExitStack, resuming: bool) -> None:
         """The log, the progress bar over all epochs, and what the run is going to cost."""
+        self.run_logger: Any = None
         n_epochs = self.settings.num_epochs
         self.stopwatch = Stopwatch()
         self.forecast = Forecast(self.epoch, n_epochs, self.batches_per_epoch, self.is_due)
         if not self.processes.is_main:
-            self.run_logger = NoLogger()
             return
         # A run that was killed before its first checkpoint starts again: its first lines are
         # dropped (0 bytes). A checkpoint of the original does not know the length of its log:
@@ -376,7 +376,7 @@ class TrainWorkspace(BaseWorkspace):
                     record = {**self.train_step(batch), "global_step": self.global_step}
                 record |= {"epoch": self.epoch, **self.learning_rate()}
                 is_last = i == len(self.train_loader) - 1
-                step_log.add(record, indices, write=not is_last)
+                step_log.add(record, indices, write=self.processes.is_main and not is_last)
                 if loss := step_log.flush_if_due():
                     progress.set_postfix(loss=loss, refresh=False)
                     self.forecast.after_steps(i + 1, self.stopwatch.seconds)

@@ -6,6 +6,8 @@ from diffusion_policy.config.checks import (
     check_config,
     check_crops,
     check_horizon,
+    check_num_processes,
+    check_training_options,
     check_transformer,
 )
 
@@ -274,3 +276,42 @@ def test_a_transformer_that_fits_is_fine(changes):
 def test_a_transformer_that_does_not_fit_is_refused(changes, sentence):
     with pytest.raises(ConfigError, match=sentence):
         check_transformer(transformer(**changes))
+
+
+# ---- options that published configurations do not have -------------------------------------------
+
+
+def test_training_options_are_optional():
+    cfg = OmegaConf.create({"training": {"seed": 1}})
+    check_training_options(cfg)
+    assert check_num_processes(cfg) is None
+
+
+@pytest.mark.parametrize("precision", ["bf16", "no", False, None])
+@pytest.mark.parametrize("norm", [None, 1, 0.5])
+def test_training_options_that_work(precision, norm):
+    training = {"mixed_precision": precision, "max_grad_norm": norm, "num_processes": 2}
+    cfg = OmegaConf.create({"training": training})
+    check_training_options(cfg)
+    assert check_num_processes(cfg) == 2
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("mixed_precision", "fp16"),
+        ("mixed_precision", True),
+        ("max_grad_norm", 0),
+        ("max_grad_norm", "large"),
+        ("max_grad_norm", True),
+    ],
+)
+def test_training_options_that_cannot_be(key, value):
+    with pytest.raises(ConfigError, match=f"training.{key} is {value!r}"):
+        check_config(OmegaConf.create({"training": {key: value}}))
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, True])
+def test_numbers_of_processes_that_cannot_be(n):
+    with pytest.raises(ConfigError, match=r"training.num_processes is .*whole number"):
+        check_num_processes(OmegaConf.create({"training": {"num_processes": n}}))

@@ -7,7 +7,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from diffusion_policy.dataset import batching
-from diffusion_policy.dataset.batching import BatchedDataset, IndexedBatch, make_dataloader
+from diffusion_policy.dataset.batching import (
+    BatchedDataset,
+    IndexedBatch,
+    make_dataloader,
+    rows_of_process,
+)
 
 
 class Plain(Dataset):
@@ -114,3 +119,39 @@ def test_memory_is_pinned_only_where_there_is_a_gpu(monkeypatch, has_gpu):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
     assert make_dataloader(Plain(), pin_memory=True).pin_memory is has_gpu
     assert make_dataloader(Plain()).pin_memory is False
+
+
+# ---- batches that several processes share --------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 7, 64])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_processes_share_the_rows_of_a_batch_evenly(n_rows, count):
+    parts = [rows_of_process(n_rows, index, count) for index in range(count)]
+    assert [row for part in parts for row in part] == list(range(n_rows))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize("options", LOADERS)
+@pytest.mark.parametrize("dataset", [Plain(), Whole()])
+def test_processes_together_read_the_batches_of_one(options, dataset):
+    def batches(**processes):
+        torch.manual_seed(3)
+        return list(make_dataloader(dataset, **processes, **options))
+
+    whole = batches()
+    parts = [batches(process_index=index, process_count=2) for index in range(2)]
+    assert len(parts[0]) == len(parts[1]) == len(whole)
+    for one, first, second in zip(whole, *parts, strict=True):
+        assert torch.equal(first.indices, one.indices)  # each knows the whole batch
+        assert torch.equal(second.indices, one.indices)
+        together = torch.cat([first.batch["x"], second.batch["x"]])
+        assert torch.equal(together[: len(one.indices)], one.batch["x"])
+
+
+def test_a_process_without_rows_reads_one_that_does_not_count():
+    options = {"batch_size": 22, "shuffle": False}
+    last = list(make_dataloader(Plain(), process_index=1, process_count=2, **options))[-1]
+    assert last.indices.tolist() == [22]
+    assert last.batch["x"][:, 0].tolist() == [22]
+    assert not rows_of_process(1, 1, 2)

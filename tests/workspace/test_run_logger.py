@@ -324,6 +324,24 @@ def test_run_info_is_there_while_the_run_is_in_progress(tmp_path):
         assert json.loads((tmp_path / "run_info.json").read_text())["sessions"] == 1
 
 
+def test_run_info_holds_the_peak_memory(tmp_path):
+    RunInfoTracker(tmp_path).close(0)
+    memory = json.loads((tmp_path / "run_info.json").read_text())["memory"]
+    assert memory["host_peak_bytes"] > 50e6  # this process, which has imported torch
+
+
+def test_times_go_to_the_followers_only(tmp_path):
+    with RunLogger(tmp_path, None, {}) as logger:
+        logger.log({"train_loss": 0.5, "global_step": 7, "epoch": 1}, step=7)
+        logger.log_times({"global_step": 7, "epoch": 1, "time/step": 2.5}, step=7)
+    assert json.loads((tmp_path / "times.json.txt").read_text()) == {
+        "global_step": 7,
+        "epoch": 1,
+        "time/step": 2.5,
+    }
+    assert "time" not in (tmp_path / "logs.json.txt").read_text()
+
+
 def test_damaged_run_info_starts_over(tmp_path):
     (tmp_path / "run_info.json").write_text('{"started": ')
     RunInfoTracker(tmp_path).close(0)
