@@ -79,9 +79,11 @@ def _layout(path: pathlib.Path, root: zarr.Group) -> Layout:
     findings: list[Finding] = []
     for group in ("data", "meta"):
         if not _has(root, group):
+            found = _stored_names(root, "")
+            lost = f"; {group}/.zgroup is missing or not readable" if group in found else ""
             raise DataError(
                 f"{path} holds no replay buffer: groups 'data' and 'meta' with "
-                f"'meta/episode_ends' were expected, found {_stored_names(root, '')}"
+                f"'meta/episode_ends' were expected, found {found}{lost}"
             )
     meta_arrays = _open_arrays(root, "meta", None, findings)
     ends = _read_ends(path, root, meta_arrays, findings)
@@ -128,6 +130,10 @@ def _open_arrays(
             )
             continue
         if isinstance(node, zarr.Array):
+            if 0 in node.chunks:
+                text = f"{place}: chunks of {node.chunks} in its .zarray file hold nothing"
+                findings.append(Finding("damage", text, row))
+                continue
             arrays[name] = node
     return arrays
 
@@ -145,7 +151,7 @@ def _read_ends(
         )
         try:
             return finished_ends(root)
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: {COMMIT_RECORD} is not readable ({error})") from error
     if "episode_ends" not in meta:
         raise DataError(

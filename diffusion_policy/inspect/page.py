@@ -40,10 +40,12 @@ def build_page(
         ``output`` as a path.
 
     Raises:
-        ConfigError: when there is no such episode.
+        ConfigError: when there is no such episode, or the page would lie in the data set.
         DiffusionPolicyError: when the page cannot be written.
     """
     output = pathlib.Path(output).expanduser()
+    if output.resolve().is_relative_to(summary.path.resolve()):
+        raise ConfigError(f"{output} is the data set itself, or in it; put the page elsewhere")
     n_episodes = len(summary.ends)
     chosen = list(range(min(n_episodes, N_DEFAULT_EPISODES)) if episodes is None else episodes)
     unknown = [i for i in chosen if not 0 <= i < n_episodes]

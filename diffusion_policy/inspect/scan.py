@@ -160,8 +160,9 @@ class _Reader:
             self.progress(row_bytes * (block.rows.stop - block.rows.start))
 
     def _note_not_finite(self, start: int, values: np.ndarray) -> None:
-        if np.isfinite(values.sum(dtype=np.float64)):  # one pass, without a mask as large
-            return
+        with np.errstate(invalid="ignore", over="ignore"):  # inf - inf
+            if np.isfinite(values.sum(dtype=np.float64)):  # one pass, without a mask as large
+                return
         finite = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         self.not_finite += (start + np.flatnonzero(~finite)).tolist()
 
@@ -269,7 +270,8 @@ def find_jumps(
     rows, moves = np.flatnonzero(within) + 1, moves[within]
     if len(rows) == 0:
         return []
-    usual = np.percentile(moves, USUAL_PERCENTILE, axis=0)
+    # Of few steps a percentile between two of them would be drawn up by a jump.
+    usual = np.percentile(moves, USUAL_PERCENTILE, axis=0, method="lower")
     large = JUMP_FACTOR * usual
     jumps = (moves > large) & (usual > 0)
     for turn in (np.pi, 2 * np.pi):

@@ -152,6 +152,16 @@ def test_an_episode_that_is_not_there_is_refused(make_data_set, tmp_path):
         build_page(summarize(make_data_set()), tmp_path / "page.html", [0, 5])
 
 
+@pytest.mark.parametrize(("name", "page"), [("set.zarr.zip", ""), ("set.zarr", "page.html")])
+def test_a_page_never_replaces_or_enters_the_data_set(make_data_set, contents, name, page):
+    path = make_data_set(name)
+    before = contents(path)
+    result = run(path, "-o", path / page if page else path)
+    assert result.exit_code == 1
+    assert "put the page elsewhere" in result.output
+    assert contents(path) == before
+
+
 def test_a_page_that_cannot_be_written_is_one_sentence(make_data_set, tmp_path):
     with pytest.raises(DiffusionPolicyError, match=r"Cannot write .*nowhere/page\.html"):
         build_page(summarize(make_data_set()), tmp_path / "nowhere" / "page.html")

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+import warnings
 import zipfile
 
 import numpy as np
@@ -97,6 +98,16 @@ def test_keys_are_told_apart_by_shape_and_type(shape, dtype, kind):
     assert kind_of(shape, np.dtype(dtype)) == kind
 
 
+def test_infinities_of_both_signs_are_found_without_a_warning_of_numpy(make_data_set):
+    def change(arrays):
+        arrays["pos"][9] = np.inf, -np.inf
+
+    path = make_data_set(change=change)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert only(summarize(path).damages).row == 9
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("key", ["pos", "joints"])
 def test_a_value_that_is_not_finite_is_named_by_key_episode_and_step(make_data_set, key, value):
@@ -152,6 +163,12 @@ def test_a_gap_in_the_recording_is_a_warning_with_its_place():
     assert warning.row == 700
     assert warning.text.startswith("'pos'[0] jumps by 50.1, where 99 % of the steps are below 0.1")
     assert "step 300 of episode 1 (row 700)" in warning.text
+
+
+def test_a_gap_in_a_short_recording_is_found_too():
+    values = np.arange(30, dtype=np.float32)[:, None] * 0.1
+    values[20:] += 50
+    assert only(find_jumps("pos", values, ["[0]"], np.array([30]))).row == 20
 
 
 def test_the_step_from_one_episode_to_the_next_is_no_gap():
@@ -306,6 +323,15 @@ def test_an_array_without_a_readable_description_is_damage_of_everything(make_da
     assert "is missing" in only(summarize(path).damages).text
 
 
+def test_a_description_that_is_impossible_is_damage_of_everything(make_data_set):
+    path = make_data_set()
+    described = path / "data/pos/.zarray"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"chunks": [0, 2]}))
+    summary = summarize(path)
+    assert only(summary.damages).text.startswith("data/pos: chunks of (0, 2)")
+    assert summary.n_intact_episodes == 0
+
+
 def test_a_folder_that_a_killed_writer_left_is_no_array(make_data_set):
     path = make_data_set()
     (path / "data/depth").mkdir()
@@ -332,9 +358,10 @@ def test_a_committed_episode_whose_writer_was_killed_counts(make_data_set):
     summary = summarize(path)
     assert (len(summary.ends), summary.n_steps, summary.damages) == (5, 56, [])
     assert "stopped just before it ended" in only(summary.warnings).text
-    record.write_text("{")
-    with pytest.raises(DataError, match=r"committed_episode_ends\.json is not readable"):
-        summarize(path)
+    for content in ("{", "{}", "null", "[10, 22]"):
+        record.write_text(content)
+        with pytest.raises(DataError, match=r"committed_episode_ends\.json is not readable"):
+            summarize(path)
 
 
 @pytest.mark.parametrize("name", ["0", ".zarray"])
@@ -354,6 +381,13 @@ def test_what_is_no_replay_buffer_is_refused_in_a_sentence(tmp_path):
     (tmp_path / "cut.zarr.zip").write_bytes(b"PK\x03\x04 and no more")
     with pytest.raises(DataError, match="not a readable zip file"):
         summarize(tmp_path / "cut.zarr.zip")
+
+
+def test_a_group_without_its_description_is_named(make_data_set):
+    path = make_data_set()
+    (path / "data/.zgroup").unlink()
+    with pytest.raises(DataError, match=r"data/\.zgroup is missing or not readable"):
+        summarize(path)
 
 
 def test_an_empty_buffer_is_not_damaged(tmp_path):
