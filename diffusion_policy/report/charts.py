@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffusion_policy.report.run_data import Series
+from diffusion_policy.report.bands import Band
+from diffusion_policy.report.run_log import Series
 
 UNITS = 100_000  # of the SVG's coordinates in either direction: tooltips are precise to 1e-5
 MAX_POINTS = 2_000  # per curve
@@ -22,7 +23,10 @@ MAX_DOTS = 40  # curves with fewer points show them
 
 @dataclass
 class Curve:
-    """A series with its name and one of the CSS classes ``c1``, ``c2``, ``faint``."""
+    """A series with its name and one of the CSS classes ``c1`` to ``c8``, ``faint``.
+
+    A :class:`Band` is drawn as its mean, dashed where seeds are missing in it, over its range.
+    """
 
     label: str
     style: str
@@ -58,7 +62,7 @@ def draw_chart(title: str, curves: list[Curve], last_step: int, unit_interval: b
     if not curves:
         return ""
     x_axis = _linear_axis([0, max(last_step, 1)])
-    y_axis = _value_axis([v for c in curves for v in c.series.values], unit_interval)
+    y_axis = _value_axis([v for c in curves for v in _extent(c.series)], unit_interval)
     legend = "".join(
         f'<span class="key {c.style}">{html.escape(c.label)}</span>' for c in reversed(curves)
     )
@@ -68,7 +72,7 @@ def draw_chart(title: str, curves: list[Curve], last_step: int, unit_interval: b
         f"<figcaption><b>{html.escape(title)}</b>{legend}</figcaption>"
         f'<div class="plot">'
         f'<svg viewBox="0 0 {UNITS} {UNITS}" preserveAspectRatio="none" aria-hidden="true">'
-        f"{_grid(y_axis)}{''.join(_draw_curve(c, x_axis, y_axis) for c in curves)}</svg>"
+        f"{_grid(y_axis)}{_draw_curves(curves, x_axis, y_axis)}</svg>"
         f"{_labels(x_axis, y_axis)}</div></figure>"
     )
 
@@ -77,7 +81,8 @@ def downsample(series: Series, limit: int = MAX_POINTS) -> Series:
     """Thins a series to at most ``limit`` points, such that every peak and dip stays visible.
 
     Between the first and the last point, which stay, each of ``limit / 2 - 1`` equal stretches
-    keeps its smallest and its largest value.
+    keeps its smallest and its largest value. Where a :class:`Band` is thinned, its range is that of
+    all points up to the next one.
     """
     n = len(series.values)
     if n <= limit:
@@ -89,21 +94,72 @@ def downsample(series: Series, limit: int = MAX_POINTS) -> Series:
         stretch = values[start:end]
         keep |= {start + int(stretch.argmin()), start + int(stretch.argmax())}
     order = sorted(keep)
-    return Series([series.steps[i] for i in order], [series.values[i] for i in order])
+    thin = Series([series.steps[i] for i in order], [series.values[i] for i in order])
+    if not isinstance(series, Band):
+        return thin
+    low, high = np.asarray(series.low), np.asarray(series.high)
+    return Band(
+        thin.steps,
+        thin.values,
+        np.minimum.reduceat(low, order).tolist(),
+        np.maximum.reduceat(high, order).tolist(),
+        [series.counts[i] for i in order],
+    )
 
 
-def _draw_curve(curve: Curve, x_axis: Axis, y_axis: Axis) -> str:
-    series = downsample(curve.series)
-    xs = np.rint(x_axis.place(series.steps) * UNITS).astype(int)
-    ys = np.rint((1 - y_axis.place(series.values)) * UNITS).astype(int)
-    points = [f"{x} {y}" for x, y in zip(xs, ys, strict=True)]
-    path = (
-        f'<path class="line {curve.style}" data-label="{html.escape(curve.label)}"'
-        f' d="M{"L".join(points)}"/>'
+def _extent(series: Series) -> list[float]:
+    """Values that include the smallest and the largest of what is drawn."""
+    return [*series.low, *series.high] if isinstance(series, Band) else series.values
+
+
+def _draw_curves(curves: list[Curve], x_axis: Axis, y_axis: Axis) -> str:
+    """All ranges below all lines."""
+    thin = [(curve, downsample(curve.series)) for curve in curves]
+
+    def place(series: Series, values: list[float]) -> list[str]:
+        xs = np.rint(x_axis.place(series.steps) * UNITS).astype(int)
+        ys = np.rint((1 - y_axis.place(values)) * UNITS).astype(int)
+        return [f"{x} {y}" for x, y in zip(xs, ys, strict=True)]
+
+    ranges = [
+        f'<path class="band {curve.style}" data-label="{html.escape(curve.label)}"'
+        f' d="M{"L".join([*place(series, series.high), *place(series, series.low)[::-1]])}Z"/>'
+        for curve, series in thin
+        if isinstance(series, Band)
+    ]
+    lines = [_draw_line(curve, series, place(series, series.values)) for curve, series in thin]
+    return "".join(ranges + lines)
+
+
+def _draw_line(curve: Curve, series: Series, points: list[str]) -> str:
+    path = "".join(
+        f'<path class="line {curve.style}{style}" data-label="{html.escape(curve.label)}"{note}'
+        f' d="M{"L".join(points[start:end])}"/>'
+        for start, end, style, note in _stretches(series)
     )
     if len(points) <= MAX_DOTS:
         path += f'<path class="dots {curve.style}" d="{"".join(f"M{p}h0" for p in points)}"/>'
     return path
+
+
+def _stretches(series: Series) -> list[tuple[int, int, str, str]]:
+    """Slices of a line that are drawn differently: (start, end, class, attribute)."""
+    n = len(series.steps)
+    if not isinstance(series, Band):
+        return [(0, n, "", "")]
+    counts, most = series.counts, max(series.counts)
+    edges = [0, *(np.flatnonzero(np.diff(counts)) + 1).tolist(), n]
+    stretches = []
+    for start, end in itertools.pairwise(edges):
+        count = counts[start]
+        style, note = "", ""
+        if count < most:
+            style, note = " partial", f' data-note="{count} of {most} seeds"'
+        # The line between two stretches belongs to the one of fewer seeds.
+        start -= start > 0 and count < counts[start - 1]
+        end += end < n and count < counts[end]
+        stretches.append((start, end, style, note))
+    return stretches
 
 
 def _grid(y_axis: Axis) -> str:

@@ -1,8 +1,9 @@
 "use strict";
 
 // Charts: read the values under the pointer back from the curves' coordinates.
-for (const chart of document.querySelectorAll(".chart")) {
-  const UNITS = 100000;
+const UNITS = 100000;
+
+function enhanceChart(chart) {
   const plot = chart.querySelector(".plot");
   const [x0, x1] = chart.dataset.x.split(",").map(Number);
   const isLog = chart.dataset.log === "1";
@@ -12,11 +13,31 @@ for (const chart of document.querySelectorAll(".chart")) {
     const value = y1 + (y / UNITS) * (y0 - y1);
     return isLog ? 10 ** value : value;
   };
-  const curves = [...chart.querySelectorAll(".line")].reverse().map((path) => ({
-    label: path.dataset.label,
-    style: path.classList[1],
-    points: path.getAttribute("d").slice(1).split("L").map((p) => p.split(" ").map(Number)),
-  }));
+  const read = (path) =>
+    path
+      .getAttribute("d")
+      .slice(1)
+      .replace("Z", "")
+      .split("L")
+      .map((p) => p.split(" ").map(Number));
+  // A curve may be drawn in stretches, and over a band: upper edge from left to right, then back.
+  const byLabel = new Map();
+  for (const path of chart.querySelectorAll(".line, .band")) {
+    const { label, note } = path.dataset;
+    if (!byLabel.has(label)) byLabel.set(label, { label, points: [], band: [] });
+    const curve = byLabel.get(label);
+    const [kind, ...style] = path.classList;
+    if (kind === "band") {
+      const edges = read(path);
+      const n = edges.length / 2;
+      curve.band = edges.slice(0, n).map(([x, y], i) => [x, y, edges[2 * n - 1 - i][1]]);
+      continue;
+    }
+    curve.style = style.filter((name) => name !== "partial").join(" ");
+    for (const [x, y] of read(path)) curve.points.push([x, y, note ?? ""]);
+  }
+  const curves = [...byLabel.values()].reverse();
+  for (const curve of curves) curve.points.sort((a, b) => a[0] - b[0] || b[2].length - a[2].length);
   const cursor = plot.appendChild(document.createElement("div"));
   const tip = plot.appendChild(document.createElement("div"));
   cursor.className = "cursor";
@@ -43,10 +64,15 @@ for (const chart of document.querySelectorAll(".chart")) {
     curves.forEach((curve, i) => {
       const line = tip.appendChild(document.createElement("div"));
       line.className = `key ${curve.style}`;
-      const away = Math.abs(found[i][0] - at) > UNITS / 500;
+      const [x, y, note] = found[i];
+      const edges = curve.band.length ? nearest(curve.band, x) : null;
+      const notes = [
+        edges && `${toValue(edges[2]).toPrecision(4)} to ${toValue(edges[1]).toPrecision(4)}`,
+        note,
+        Math.abs(x - at) > UNITS / 500 && `step ${toStep(x).toLocaleString("en")}`,
+      ].filter(Boolean);
       line.textContent =
-        `${curve.label} ${toValue(found[i][1]).toPrecision(4)}` +
-        (away ? ` (step ${toStep(found[i][0]).toLocaleString("en")})` : "");
+        `${curve.label} ${toValue(y).toPrecision(4)}` + (notes.length ? ` (${notes.join(", ")})` : "");
     });
     cursor.hidden = tip.hidden = false;
     cursor.style.left = `${(100 * at) / UNITS}%`;
@@ -62,61 +88,65 @@ for (const chart of document.querySelectorAll(".chart")) {
 }
 
 // Tables: a click on a heading sorts by that column, a second click the other way round.
-for (const table of document.querySelectorAll("table.sortable")) {
+function sortTable(table, column, direction) {
   const headings = [...table.tHead.rows[0].cells];
-  const body = table.tBodies[0];
-  const valueOf = (row, i) => row.cells[i].dataset.value ?? row.cells[i].textContent;
-  headings.forEach((heading, i) => {
+  for (const heading of headings) heading.removeAttribute("aria-sort");
+  headings[column].setAttribute("aria-sort", direction);
+  const valueOf = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
+  const rows = [...table.tBodies[0].rows].sort((a, b) => {
+    const [p, q] = [valueOf(a), valueOf(b)];
+    const order = p - q;
+    const sign = direction === "descending" ? -1 : 1;
+    return (Number.isNaN(order) ? p.localeCompare(q) : order) * sign;
+  });
+  table.tBodies[0].append(...rows);
+}
+
+function enhanceTable(table) {
+  [...table.tHead.rows[0].cells].forEach((heading, column) => {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = heading.textContent;
     heading.replaceChildren(button);
     button.addEventListener("click", () => {
-      const descending = heading.getAttribute("aria-sort") === "ascending";
-      for (const other of headings) other.removeAttribute("aria-sort");
-      heading.setAttribute("aria-sort", descending ? "descending" : "ascending");
-      const rows = [...body.rows].sort((a, b) => {
-        const [p, q] = [valueOf(a, i), valueOf(b, i)];
-        const order = p - q;
-        return (Number.isNaN(order) ? p.localeCompare(q) : order) * (descending ? -1 : 1);
-      });
-      body.append(...rows);
+      const sorted = heading.getAttribute("aria-sort");
+      sortTable(table, column, sorted === "ascending" ? "descending" : "ascending");
     });
   });
 }
 
 // Videos: play while visible, unless the reader prefers a still page or pressed the button. A click
 // pauses one of them; the browser's own controls would hide most of such a small picture.
-const videos = [...document.querySelectorAll(".gallery video")];
-const playAll = document.getElementById("play-all");
-if (playAll) {
-  let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
-  const visible = new Set();
-  const play = (video) => video.play().catch(() => {});
-  const label = () => {
-    playAll.textContent = playing ? "Pause all" : "Play all";
-  };
-  const observer = new IntersectionObserver((entries) => {
-    for (const { target, isIntersecting } of entries) {
-      if (isIntersecting) visible.add(target);
-      else visible.delete(target);
-      if (isIntersecting && playing) play(target);
-      else target.pause();
-    }
-  });
-  for (const video of videos) {
-    video.controls = false;
-    video.tabIndex = 0;
-    const toggle = () => (video.paused ? play(video) : video.pause());
-    video.addEventListener("click", toggle);
-    video.addEventListener("keydown", (event) => {
-      if (event.key !== " " && event.key !== "Enter") return;
-      event.preventDefault();
-      toggle();
-    });
-    observer.observe(video);
+let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+const visible = new Set();
+const play = (video) => video.play().catch(() => {});
+const observer = new IntersectionObserver((entries) => {
+  for (const { target, isIntersecting } of entries) {
+    if (isIntersecting) visible.add(target);
+    else visible.delete(target);
+    if (isIntersecting && playing) play(target);
+    else target.pause();
   }
-  playAll.addEventListener("click", () => {
+});
+
+function enhanceVideo(video) {
+  video.controls = false;
+  video.tabIndex = 0;
+  const toggle = () => (video.paused ? play(video) : video.pause());
+  video.addEventListener("click", toggle);
+  video.addEventListener("keydown", (event) => {
+    if (event.key !== " " && event.key !== "Enter") return;
+    event.preventDefault();
+    toggle();
+  });
+  observer.observe(video);
+}
+
+function enhancePlayAll(button) {
+  const label = () => {
+    button.textContent = playing ? "Pause all" : "Play all";
+  };
+  button.addEventListener("click", () => {
     playing = !playing;
     label();
     for (const video of visible) {
@@ -125,12 +155,32 @@ if (playAll) {
     }
   });
   label();
-  playAll.hidden = false;
-  for (const link of document.querySelectorAll("[data-play]")) {
-    link.addEventListener("click", () => {
-      const video = document.getElementById(link.dataset.play).querySelector("video");
-      video.currentTime = 0;
-      play(video);
-    });
+  button.hidden = false;
+}
+
+function enhancePlayLink(link) {
+  link.addEventListener("click", () => {
+    const video = document.getElementById(link.dataset.play).querySelector("video");
+    video.currentTime = 0;
+    play(video);
+  });
+}
+
+// Brings a page, or a part that is new in it, to life.
+function enhance(root) {
+  root.querySelectorAll(".chart").forEach(enhanceChart);
+  root.querySelectorAll("table.sortable").forEach(enhanceTable);
+  root.querySelectorAll(".gallery video").forEach(enhanceVideo);
+  root.querySelectorAll("#play-all").forEach(enhancePlayAll);
+  root.querySelectorAll("[data-play]").forEach(enhancePlayLink);
+}
+
+// Lets go of a part that leaves the page.
+function forget(root) {
+  for (const video of root.querySelectorAll("video")) {
+    observer.unobserve(video);
+    visible.delete(video);
   }
 }
+
+enhance(document);

@@ -1,30 +1,44 @@
 """Everything a report says about one training run, read from its folder."""
 
 import json
-import math
 import os
 import pathlib
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.json_logger import iter_json_log
-from diffusion_policy.workspace.run_logger import INFO_NAME, LOG_NAME, MEDIA_NAME
+from diffusion_policy.report.run_config import RunConfig, read_config
+from diffusion_policy.report.run_log import (
+    RunLog,
+    Series,
+    Times,
+    read_log,
+    read_times,
+    to_series,
+)
+from diffusion_policy.workspace.run_logger import INFO_NAME, LOG_NAME, MEDIA_NAME, TIMES_NAME
 
-AXES = ("global_step", "epoch")
+CONFIG_PATH = pathlib.Path(".hydra", "config.yaml")  # in the folder of a run
+EVALUATION_NAME = "eval_log.json"
+CHECKPOINTS_NAME = "checkpoints"
+# Overrides that say where a run is, or which others were started with it.
+OF_ONE_RUN = re.compile(r"hydra\.(run\.dir|mode|job\.name|sweep\..*|launcher\..*)=|hydra/launcher=")
+# What is read of a run's folder, which changes as the run goes on.
+INPUT_NAMES = (
+    LOG_NAME,
+    MEDIA_NAME,
+    TIMES_NAME,
+    INFO_NAME,
+    EVALUATION_NAME,
+    CHECKPOINTS_NAME,
+    CONFIG_PATH,
+)
 SCORE_KEY = re.compile(r"(?P<group>.+)/mean_score")
 EPISODE_KEY = re.compile(r"(?P<group>.+)/sim_(?P<what>max_reward|video)_(?P<seed>\d+)")
-
-
-@dataclass
-class Series:
-    """A metric over training steps, in the order of the steps."""
-
-    steps: list[int]
-    values: list[float]
 
 
 @dataclass
@@ -50,7 +64,8 @@ class Evaluation:
 class Run:
     """A training run as its folder tells it. What the folder lacks is empty or None.
 
-    ``last`` is the newest record; ``epochs`` maps the last step of each epoch to that epoch.
+    ``last`` is the newest record; ``epochs`` maps the last step of each epoch to that epoch;
+    ``info`` is ``run_info.json``; ``written`` is when the log was written last, in seconds.
     """
 
     folder: pathlib.Path
@@ -61,8 +76,9 @@ class Run:
     evaluation: Evaluation | None
     checkpoints: list[pathlib.Path]
     info: dict[str, Any]
-    config_text: str | None
-    config: dict[str, Any] = field(default_factory=dict)
+    times: Times | None
+    written: float
+    config: RunConfig
     command: str | None = None
 
     @property
@@ -73,19 +89,37 @@ class Run:
     @property
     def in_progress(self) -> bool:
         """Whether epochs are missing: the run goes on, or was interrupted."""
+        return self.n_epochs is not None and self.last.get("epoch", 0) + 1 < self.n_epochs
+
+    @property
+    def n_epochs(self) -> int | None:
+        """How many epochs the run is to have, if its configuration is there."""
         n_epochs = self.config.get("training.num_epochs")
-        return isinstance(n_epochs, int) and self.last.get("epoch", 0) + 1 < n_epochs
+        return n_epochs if isinstance(n_epochs, int) else None
+
+    @property
+    def score_keys(self) -> list[str]:
+        """The scores of its evaluations, the one that a run is judged by first."""
+        return sort_score_keys(self.series)
 
     @property
     def score_key(self) -> str | None:
         """The metric a run is judged by: ``test/mean_score``, or what comes nearest to it."""
-        keys = [key for key in self.series if SCORE_KEY.fullmatch(key)]
-        if self.evaluation is not None:
-            keys += [key for key in self.evaluation.metrics if SCORE_KEY.fullmatch(key)]
-        return "test/mean_score" if "test/mean_score" in keys else min(keys, default=None)
+        metrics = self.evaluation.metrics if self.evaluation else {}
+        return next(iter(sort_score_keys([*self.series, *metrics])), None)
 
 
-def load_run(folder: str | os.PathLike, evaluation_folder: str | os.PathLike | None = None) -> Run:
+def sort_score_keys(keys: Iterable[str]) -> list[str]:
+    """Those of the keys that are mean scores, each once, ``test/mean_score`` first."""
+    scores = {key for key in keys if SCORE_KEY.fullmatch(key)}
+    return sorted(scores, key=lambda key: (key != "test/mean_score", key))
+
+
+def load_run(
+    folder: str | os.PathLike,
+    evaluation_folder: str | os.PathLike | None = None,
+    shared_config: pathlib.Path | None = None,
+) -> Run:
     """Reads a run, finished or in progress.
 
     Args:
@@ -93,86 +127,42 @@ def load_run(folder: str | os.PathLike, evaluation_folder: str | os.PathLike | N
         evaluation_folder: Output folder of ``eval.py``, or its ``eval_log.json``, to be shown
             instead of the newest evaluation that the training made. Default: the run's own
             ``eval_log.json`` if there is one.
+        shared_config: Configuration of a run that has none of its own; it may be missing too.
 
     Raises:
-        DataError: If there is no log with at least one record, or a file is damaged.
+        NothingLoggedError: If there is no record yet.
+        DataError: If there is no log, or a file is damaged.
     """
     folder = pathlib.Path(folder)
-    table = _read_log(folder)
-    config_text, config = _read_config(folder)
+    log = read_log(folder)
+    paths = (folder / CONFIG_PATH, shared_config)
+    config_path = next((path for path in paths if path is not None and path.exists()), None)
     return Run(
         folder=folder,
-        last=table.last,
-        series={key: _to_series(values) for key, values in table.values.items()},
-        train_loss_means=_to_series(table.train_loss_means()),
-        epochs={step: epoch for epoch, step in table.epoch_ends.items()},
-        evaluation=_find_evaluation(folder, evaluation_folder, table),
-        checkpoints=sorted((folder / "checkpoints").glob("*.ckpt")),
-        info=_read_json(folder / INFO_NAME) if (folder / INFO_NAME).exists() else {},
-        config_text=config_text,
-        config=config,
+        last=log.last,
+        series={key: to_series(values) for key, values in log.values.items()},
+        train_loss_means=to_series(log.train_loss_means()),
+        epochs={step: epoch for epoch, step in log.epoch_ends.items()},
+        evaluation=_find_evaluation(folder, evaluation_folder, log),
+        checkpoints=sorted((folder / CHECKPOINTS_NAME).glob("*.ckpt")),
+        info=read_json(folder / INFO_NAME) if (folder / INFO_NAME).exists() else {},
+        times=read_times(folder, log.epoch_ends),
+        written=(folder / LOG_NAME).stat().st_mtime,
+        config=RunConfig() if config_path is None else read_config(config_path),
         command=_reproduce_command(folder),
     )
 
 
-@dataclass
-class _Table:
-    """The log by columns. Of repeated steps (a run resumed by other means) the last one counts."""
-
-    values: dict[str, dict[int, float]] = field(default_factory=dict)
-    epoch_ends: dict[int, int] = field(default_factory=dict)
-    last: dict[str, Any] = field(default_factory=dict)
-    evaluation: dict[str, Any] = field(default_factory=dict)
-
-    def add(self, row: dict[str, Any], step: int) -> None:
-        for key, value in row.items():
-            if "/" in key:
-                self.evaluation = row
-                if "/sim_" in key:  # one of many episodes, not a curve
-                    continue
-            if key not in AXES:
-                self.values.setdefault(key, {})[step] = value
-        self.epoch_ends[row.get("epoch", 0)] = step
-        self.last = row
-
-    def train_loss_means(self) -> dict[int, float]:
-        """The last record of a finished epoch holds the mean of its losses, not a batch's loss."""
-        losses = self.values.get("train_loss", {})
-        ends = list(self.epoch_ends.values())
-        if len(ends) < 2 or ends[-1] - ends[-2] < ends[0] - min(losses, default=0) + 1:
-            ends.pop()  # shorter than the first: still in progress
-        return {step: losses[step] for step in ends if step in losses}
-
-
-def _read_log(folder: pathlib.Path) -> _Table:
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; name the output folder of a training run.")
-    table = _Table()
-    for number, row in enumerate(iter_json_log(folder / LOG_NAME)):
-        table.add(row, int(row.get("global_step", number)))
-    if not table.last:
-        raise DataError(
-            f"{folder / LOG_NAME} has no complete line yet; wait for the first training step, or "
-            "name another run."
-        )
-    return table
-
-
-def _to_series(values: dict[int, float]) -> Series:
-    points = sorted((s, float(v)) for s, v in values.items() if math.isfinite(v))
-    return Series([s for s, _ in points], [v for _, v in points])
-
-
 def _find_evaluation(
-    folder: pathlib.Path, evaluation_folder: str | os.PathLike | None, table: _Table
+    folder: pathlib.Path, evaluation_folder: str | os.PathLike | None, log: RunLog
 ) -> Evaluation | None:
     path = pathlib.Path(evaluation_folder or folder)
-    path = path / "eval_log.json" if path.is_dir() else path
+    path = path / EVALUATION_NAME if path.is_dir() else path
     if evaluation_folder is not None or path.exists():
-        return _make_evaluation("eval.py", _read_json(path), path.parent)
-    if not table.evaluation:
+        return _make_evaluation("eval.py", read_json(path), path.parent)
+    if not log.evaluation:
         return None
-    row = table.evaluation
+    row = log.evaluation
     origin = f"epoch {row['epoch']}" if "epoch" in row else f"step {row.get('global_step', '?')}"
     return _make_evaluation(origin, row | _videos_of(folder, row), folder)
 
@@ -222,7 +212,12 @@ def _first_existing(paths: Iterable[pathlib.Path]) -> pathlib.Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """The object in a file.
+
+    Raises:
+        DataError: If it cannot be read, or is no object.
+    """
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as e:
@@ -232,26 +227,10 @@ def _read_json(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _read_config(folder: pathlib.Path) -> tuple[str | None, dict[str, Any]]:
-    """The text of the configuration, and the few values of it that a headline needs."""
-    import yaml
-    from omegaconf import OmegaConf
-
-    path = folder / ".hydra" / "config.yaml"
-    if not path.exists():
-        return None, {}
-    text = path.read_text()
-    try:
-        tree = OmegaConf.create(text)
-    except yaml.YAMLError as e:
-        raise DataError(f"{path} is not valid YAML ({str(e).splitlines()[0]}); restore it.") from e
-    keys = ("name", "task.name", "training.num_epochs", "training.seed")
-    select = {k: OmegaConf.select(tree, k, throw_on_resolution_failure=False) for k in keys}
-    return text, {key: value for key, value in select.items() if value is not None}
-
-
 def _reproduce_command(folder: pathlib.Path) -> str | None:
-    """The command line that made the run, without its output folder: a repetition needs its own."""
+    """The command line that made the run, alone and without its output folder: a repetition needs
+    its own.
+    """
     import yaml
 
     path = folder / ".hydra" / "overrides.yaml"
@@ -267,5 +246,5 @@ def _reproduce_command(folder: pathlib.Path) -> str | None:
         if source["provider"] == "command-line"
     ]
     words += overrides
-    words += [o for o in hydra["overrides"]["hydra"] if not re.match(r"hydra\.(run\.dir|mode)=", o)]
+    words += [o for o in hydra["overrides"]["hydra"] if not OF_ONE_RUN.match(o)]
     return shlex.join(words)

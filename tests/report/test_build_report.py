@@ -129,7 +129,7 @@ def test_videos_beyond_the_limit_are_linked_relative_to_the_page(make_run, tmp_p
 def test_videos_that_are_too_large_together_are_linked(make_run, monkeypatch):
     folder = make_run(n_videos=3)
     size = (folder / "media" / "3_10000.mp4").stat().st_size
-    monkeypatch.setattr("diffusion_policy.report.build.MAX_VIDEO_BYTES", int(size * 1.5))
+    monkeypatch.setattr("diffusion_policy.report.gallery.MAX_VIDEO_BYTES", int(size * 1.5))
     page = build(folder)
     assert len(page.all("video")) == 1
     assert len({a["href"] for a in page.all("a") if a["href"].endswith(".mp4")}) == 2
