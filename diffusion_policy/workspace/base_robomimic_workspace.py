@@ -25,8 +25,8 @@ class BaseRobomimicWorkspace(TrainWorkspace):
         if self.processes.count > 1 or given:
             names = ", ".join(f"training.{name}" for name in given) or "a launcher of processes"
             raise ConfigError(
-                f"{names}: robomimic's policies step their own optimizer, in one process and single "
-                "precision; leave it away"
+                f"{names}: robomimic's policies step their own optimizer, in one process and in "
+                "single precision; leave it away"
             )
 
     def make_optimizer(self) -> torch.optim.Optimizer:
