@@ -49,7 +49,13 @@ class Axis:
         return (scale(np.asarray(values, dtype=float)) - low) / (high - low)
 
 
-def draw_chart(title: str, curves: list[Curve], last_step: int, unit_interval: bool = False) -> str:
+def draw_chart(
+    title: str,
+    curves: list[Curve],
+    last_step: int,
+    unit_interval: bool = False,
+    has_legend: bool = True,
+) -> str:
     """Draws a chart over the steps 0 to ``last_step``, or nothing if no curve has a point.
 
     Args:
@@ -57,6 +63,7 @@ def draw_chart(title: str, curves: list[Curve], last_step: int, unit_interval: b
         curves: Drawn in this order, the last one on top.
         last_step: Where the run is: charts of one run share their horizontal axis.
         unit_interval: The values are scores: show 0 to 1, if they lie within.
+        has_legend: Name the curves; unnecessary where several charts share a legend.
     """
     curves = [curve for curve in curves if curve.series.steps]
     if not curves:
@@ -64,7 +71,8 @@ def draw_chart(title: str, curves: list[Curve], last_step: int, unit_interval: b
     x_axis = _linear_axis([0, max(last_step, 1)])
     y_axis = _value_axis([v for c in curves for v in _extent(c.series)], unit_interval)
     legend = "".join(
-        f'<span class="key {c.style}">{html.escape(c.label)}</span>' for c in reversed(curves)
+        f'<span class="key {c.style}">{html.escape(c.label)}</span>'
+        for c in (reversed(curves) if has_legend else ())
     )
     return (
         f'<figure class="chart" data-x="{x_axis.low!r},{x_axis.high!r}"'

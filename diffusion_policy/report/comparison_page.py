@@ -31,6 +31,7 @@ from diffusion_policy.report.score_table import (
     run_score,
     score_keys,
 )
+from diffusion_policy.report.scores import N_LAST
 from diffusion_policy.report.shell import number_cell, section, table, tile
 
 MAX_VALUE = 40  # characters of a setting in the table of differences
@@ -100,12 +101,12 @@ def _tiles(groups: Sequence[Group]) -> str:
 def _best_tiles(groups: Sequence[Group], keys: Sequence[str]) -> list[str]:
     """The best group by the first score, once by its best checkpoints, once by the last ones."""
     tiles = []
-    for column, what in ((0, "max"), (1, "last 10")) if keys else ():
+    for column, what in ((0, "max"), (1, f"last {N_LAST}")) if keys else ():
         spreads = [(group_spreads(group, keys[0])[column], group) for group in groups]
         known = [(spread, group) for spread, group in spreads if spread is not None]
         if known:
             spread, group = max(known, key=lambda pair: pair[0].mean)
-            label = f"Best {what}" if len(groups) > 1 else what.capitalize()
+            label = f"Best method, {what}" if len(groups) > 1 else f"Score, {what}"
             note = f"{keys[0]} · {group.label} · {count(spread.n, 'seed')}"
             tiles.append(tile(label, f"{spread.mean:.3f}", note, "accent" if column == 0 else ""))
     return tiles
@@ -134,20 +135,27 @@ def _curves(groups: Sequence[Group]) -> str:
         bands = [curve.series for curve in curves if isinstance(curve.series, Band)]
         has_bands |= bool(bands)
         has_partial |= any(not band.is_whole.all() for band in bands)
-        # In reverse: the first group is drawn last, hence on top, and named first.
-        drawn += draw_chart(title, curves[::-1], last_step, unit_interval=title in unit_interval)
+        # In reverse: the first group is drawn last, hence on top.
+        drawn += draw_chart(
+            title, curves[::-1], last_step, unit_interval=title in unit_interval, has_legend=False
+        )
     note = "over training steps"
     if has_bands:
         note += " · line: mean over seeds, band: smallest to largest seed"
     if has_partial:
         note += " · dashed: not all seeds are that far"
-    return section("Curves", f'<div class="charts">{drawn}</div>', note=note)
+    legend = "".join(
+        key_label(f"{group.label} ({count(len(group.runs), 'seed')})", group_style(i))
+        for i, group in enumerate(groups)
+        if group.runs
+    )
+    legend = f'<p class="legend">{legend}</p>'
+    return section("Curves", f'{legend}<div class="charts">{drawn}</div>', note=note)
 
 
 def _curve(group: Group, number: int, series_of: Callable[[Run], Series]) -> Curve:
-    seeds = [series for run in group.runs if (series := series_of(run)).steps]
-    label = f"{group.label} ({len(seeds)} seeds)" if len(seeds) > 1 else group.label
-    return Curve(label, group_style(number), average(seeds))
+    seeds = [series_of(run) for run in group.runs]
+    return Curve(group.label, group_style(number), average(seeds))
 
 
 def _rollouts(groups: Sequence[Group], links: Links, max_videos: int) -> str:
@@ -193,7 +201,7 @@ def _runs(groups: Sequence[Group]) -> str:
             key_label(group.label, group_style(number)),
             _name(member),
             str(member.seed) if member.seed is not None else "–",
-            f"<td>{state_label(member)}</td>",
+            f'<td class="wrap">{state_label(member)}</td>',
             *_progress_cells(member.run),
         ]
         for number, group in enumerate(groups)
@@ -205,7 +213,7 @@ def _runs(groups: Sequence[Group]) -> str:
 
 def _name(member: Member) -> str:
     path = html.escape(str(member.place.folder))
-    return f'<td title="{path}">{html.escape(member.place.name)}</td>'
+    return f'<td class="wrap" title="{path}">{html.escape(member.place.name)}</td>'
 
 
 def _progress_cells(run: Run | None) -> list[str]:

@@ -74,7 +74,7 @@ def machines_section(members: Sequence[Member]) -> str:
         )
         lists.append(f"<dl>{rows}</dl>")
     title = "Machine" if len(machines) == 1 else "Machines"
-    return section(title, "".join(lists)) if lists else ""
+    return section(title, f'<div class="machines">{"".join(lists)}</div>') if lists else ""
 
 
 def _facts(run: Run) -> dict[str, str]:

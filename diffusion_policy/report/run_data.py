@@ -131,7 +131,7 @@ def load_run(
 
     Raises:
         NothingLoggedError: If there is no record yet.
-        DataError: If there is no log, or a file is damaged.
+        DataError: If a file is damaged.
     """
     folder = pathlib.Path(folder)
     log = read_log(folder)

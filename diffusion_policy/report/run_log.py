@@ -91,13 +91,12 @@ def read_log(folder: pathlib.Path) -> RunLog:
     """Reads ``logs.json.txt``. Lines at its end that a crash damaged do not count.
 
     Raises:
-        NothingLoggedError: If there is no complete line yet.
-        DataError: If there is no log, or it is damaged.
+        NothingLoggedError: If there is no log, or no complete line in it yet.
+        DataError: If it is damaged.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder; name the output folder of a training run.")
     log = RunLog()
-    for number, row in enumerate(_rows(folder / LOG_NAME)):
+    rows = _rows(folder / LOG_NAME) if (folder / LOG_NAME).exists() else ()
+    for number, row in enumerate(rows):
         log.add(row, int(row.get("global_step", number)))
     if not log.last:
         raise NothingLoggedError(
@@ -151,7 +150,7 @@ def _rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
     try:
         yield from iter_json_log(path)
     except DataError:
-        if not path.exists() or _ends_with_a_record(path):
+        if _ends_with_a_record(path):
             raise
 
 
