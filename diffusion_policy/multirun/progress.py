@@ -82,7 +82,8 @@ class Progress:
                 bar.n = min(epochs, self._n_epochs or epochs)
                 bar.set_postfix_str(", ".join(filter(None, [state, numbers])))
             elif state == State.RUNNING:
-                log.info("%s: epoch %d of %s %s", name, epochs, self._n_epochs or "?", numbers)
+                position = f"epoch {epochs} of {self._n_epochs or '?'}"
+                log.info("%s: %s", name, ", ".join(filter(None, [position, numbers])))
 
 
 def describe_numbers(training_log: RolloutLog, key: str) -> str:

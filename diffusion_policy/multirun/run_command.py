@@ -106,9 +106,10 @@ def wait_for_end(process: subprocess.Popen) -> tuple[int, bool]:
     was_interrupted = False
     with _interrupts() as interrupts:
         try:
-            while process.poll() is None:
+            while process.returncode is None:
                 try:
-                    time.sleep(POLL_S)
+                    if process.poll() is None:
+                        time.sleep(POLL_S)
                 except KeyboardInterrupt:  # in a thread, or raised in another way than by a signal
                     interrupts.set()
                 # Once: ray repeats the interrupt every few seconds, and a second SIGINT would keep
@@ -190,7 +191,8 @@ def console(path: str | os.PathLike, attempt: int, command: Sequence[str]) -> It
     with open(path, "ab", buffering=0) as file:
         now = f"{datetime.datetime.now():%Y-%m-%d %H:%M:%S}"
         where = f"attempt {attempt}, {now}, {socket.gethostname()}"
-        file.write(f"==== {where}: {shlex.join(command)}\n".encode())
+        text = shlex.join(command).replace("\n", "\\n")
+        file.write(f"==== {where}: {text}\n".encode())
         yield file
 
 
