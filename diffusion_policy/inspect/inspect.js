@@ -128,6 +128,13 @@ if (data) {
     });
   };
 
+  // Scrolls the strip and nothing else, where a narrow screen cuts it off.
+  const bringIntoView = (button, strip) => {
+    const [from, shown] = [button.getBoundingClientRect(), strip.getBoundingClientRect()];
+    if (from.left < shown.left) strip.scrollLeft += from.left - shown.left;
+    if (from.right > shown.right) strip.scrollLeft += from.right - shown.right;
+  };
+
   const drawPictures = (name, { steps, jpeg: pictures }) => {
     if (steps.length === 0) return;
     const figure = element("figure", at("stage"));
@@ -159,6 +166,8 @@ if (data) {
       caption.textContent = `${name}, step ${steps[i]}`;
       const closest = thumbnails.reduce((a, b) => (Math.abs(b.step - step) < Math.abs(a.step - step) ? b : a));
       for (const { button } of thumbnails) button.classList.toggle("here", button === closest.button);
+      // of several cameras the first: the strip shows one place
+      if (thumbnails[0].button === at("strip").firstChild) bringIntoView(closest.button, at("strip"));
     });
   };
 

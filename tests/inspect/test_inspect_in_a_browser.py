@@ -157,6 +157,21 @@ def test_the_inspection_fits_a_phone(page):
     assert page.run("return document.documentElement.scrollWidth") == 375
 
 
+def test_the_thumbnail_of_the_step_is_in_sight_on_a_phone(page):
+    set_size(page, 375, 800, mobile=True)
+    page.wait_for("[...document.querySelectorAll('#strip img')].every(i => i.complete)")
+    sides = """
+        const [strip, here] = ['#strip', '#strip .here'].map(
+          (s) => document.querySelector(s).getBoundingClientRect());
+        return [here.left - strip.left, strip.right - here.right];
+        """
+    top = page.run("return scrollY")
+    for step in (9, 0, 5):
+        scrub(page, step)
+        assert min(page.run(sides)) >= -1, step
+    assert page.run("return scrollY") == top
+
+
 def test_hostile_names_run_nothing(browser, make_data_set, tmp_path):
     name = "</script><img src=x onerror='document.owned = 1'>"
 
