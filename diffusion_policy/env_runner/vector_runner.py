@@ -283,7 +283,6 @@ class VectorRunner(BaseRunner):
             unit="step",
             leave=False,
             mininterval=self.tqdm_interval_sec,
-            disable=None,  # where there is no terminal
         ) as bar:
 
             def on_step(steps: dict[int, int], results: dict[int, EpisodeResult]) -> None:
