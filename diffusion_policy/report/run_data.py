@@ -190,7 +190,7 @@ def _make_evaluation(origin: str, row: dict[str, Any], folder: pathlib.Path) -> 
                 episode.video = _first_existing(_candidates(str(value), folder))
             else:
                 episode.score = float(value)
-        elif "/" in key:
+        elif "/" in key and isinstance(value, int | float):
             metrics[key] = float(value)
     order = sorted(episodes.values(), key=lambda e: (e.group != "test", e.group, e.seed))
     return Evaluation(origin, dict(sorted(metrics.items(), key=_tests_first)), order)

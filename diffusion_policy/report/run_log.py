@@ -1,12 +1,14 @@
 """The log and the times of one training run as columns, each file read once."""
 
+import itertools
 import json
-import math
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
+
+import numpy as np
 
 from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.json_logger import iter_json_log
@@ -14,6 +16,7 @@ from diffusion_policy.workspace.run_logger import LOG_NAME, TIMES_NAME
 from diffusion_policy.workspace.stopwatch import PREFIX as TIME_PREFIX
 
 AXES = ("global_step", "epoch")
+BLOCK_LINES = 1000
 
 
 class NothingLoggedError(DataError):
@@ -122,7 +125,7 @@ def read_times(folder: pathlib.Path, epoch_ends: dict[int, int]) -> Times | None
     seconds: dict[str, float] = {}
     for row in epochs.values():
         for key, value in row.items():
-            if key.startswith(TIME_PREFIX) and math.isfinite(value):
+            if key.startswith(TIME_PREFIX) and isinstance(value, int | float):
                 part = key.removeprefix(TIME_PREFIX)
                 seconds[part] = seconds.get(part, 0.0) + value
     if not seconds:
@@ -135,8 +138,15 @@ def read_times(folder: pathlib.Path, epoch_ends: dict[int, int]) -> Times | None
 
 def to_series(values: dict[int, float]) -> Series:
     """The finite values, by step."""
-    points = sorted((s, float(v)) for s, v in values.items() if math.isfinite(v))
-    return Series([s for s, _ in points], [v for _, v in points])
+    try:
+        numbers = np.fromiter(values.values(), float, len(values))
+    except (TypeError, ValueError):  # other programs log words and null, too
+        values = {step: v for step, v in values.items() if isinstance(v, int | float)}
+        numbers = np.fromiter(values.values(), float, len(values))
+    steps = np.fromiter(values, int, len(values))
+    order = np.argsort(steps, kind="stable")
+    order = order[np.isfinite(numbers[order])]
+    return Series(steps[order].tolist(), numbers[order].tolist())
 
 
 def _epoch_lengths(epoch_ends: dict[int, int]) -> dict[int, int]:
@@ -147,11 +157,33 @@ def _epoch_lengths(epoch_ends: dict[int, int]) -> dict[int, int]:
 
 
 def _rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    try:
-        yield from iter_json_log(path)
+    """The records of a file, many at a time: a call of the parser costs more than a short line."""
+    n_rows = 0
+    with open(path, "rb") as file:
+        while lines := list(itertools.islice(file, BLOCK_LINES)):
+            rows = _parse_block(line for line in lines if line.endswith(b"\n") and line.strip())
+            if rows is None:
+                break
+            yield from rows
+            n_rows += len(rows)
+        else:
+            return
+    try:  # something is damaged: line by line, with a sentence about it
+        yield from itertools.islice(iter_json_log(path), n_rows, None)
     except DataError:
         if _ends_with_a_record(path):
             raise
+
+
+def _parse_block(lines: Iterable[bytes]) -> list[dict[str, Any]] | None:
+    """One object per line, or None if that is not what they are."""
+    lines = list(lines)
+    try:
+        rows = json.loads(b"[%s]" % b",".join(lines))
+    except ValueError:
+        return None
+    is_whole = len(rows) == len(lines) and all(type(row) is dict for row in rows)
+    return rows if is_whole else None
 
 
 def _ends_with_a_record(path: pathlib.Path) -> bool:

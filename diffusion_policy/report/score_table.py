@@ -57,7 +57,9 @@ def group_scores_section(groups: Sequence[Group]) -> str:
         for member in group.members
         if member.run is not None
     ]
-    columns = [f"{key} {what}" for key in keys for what in ("max", f"last {N_LAST}")]
+    columns = [
+        f"{key} {what}" for key in keys for what in ("max", f"last\N{NO-BREAK SPACE}{N_LAST}")
+    ]
     header = ["Method", "Seeds", *columns, "Evaluations"]
     seed_header = ["Method", "Run", "Seed", *columns, "Evaluations"]
     explained = (

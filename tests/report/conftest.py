@@ -1,9 +1,11 @@
-"""A small but complete run folder, as train.py leaves it: log, videos, checkpoints, hydra files."""
+"""Small but complete run folders, as train.py leaves them: logs, videos, checkpoints, settings."""
 
+import json
 import pathlib
 
 import numpy as np
 import pytest
+from browser import running_browser
 
 from diffusion_policy.common.media import VideoFile
 from diffusion_policy.workspace.run_logger import RunLogger
@@ -50,12 +52,26 @@ def write_video(path: pathlib.Path, n_frames: int = 20, size: int = 64) -> None:
 
 @pytest.fixture
 def make_run(tmp_path):
-    """make_run(n_epochs=4, evaluate=True, n_videos=2) -> folder of a run in ``tmp_path``."""
+    """make_run(n_epochs=4, evaluate=True, n_videos=2) -> folder of a run in ``tmp_path``.
 
-    def make(name="demo run", n_epochs=4, n_steps=5, evaluate=True, n_videos=2) -> pathlib.Path:
+    ``seed`` and ``extra`` (lines of YAML) are in its configuration; ``shift`` is added to the score
+    of the test with seed 10000.
+    """
+
+    def make(
+        name="demo run",
+        n_epochs=4,
+        n_steps=5,
+        evaluate=True,
+        n_videos=2,
+        seed=42,
+        extra="",
+        shift=0.0,
+    ) -> pathlib.Path:
         folder = tmp_path / name
         (folder / ".hydra").mkdir(parents=True)
-        (folder / ".hydra" / "config.yaml").write_text(CONFIG)
+        config = CONFIG.replace("seed: 42", f"seed: {seed}") + extra
+        (folder / ".hydra" / "config.yaml").write_text(config)
         (folder / ".hydra" / "overrides.yaml").write_text("- training.seed=42\n- 'x=a b'\n")
         (folder / ".hydra" / "hydra.yaml").write_text(HYDRA)
         (folder / "checkpoints").mkdir()
@@ -69,12 +85,12 @@ def make_run(tmp_path):
                     if i == n_steps - 1:
                         record |= {"val_loss": 2 / (step + 1), "train_action_mse_error": 3.0}
                         if evaluate:
-                            record |= evaluation(folder, epoch, n_videos)
+                            record |= evaluation(folder, epoch, n_videos, shift)
                     logger.log(record, step)
         return folder
 
-    def evaluation(folder, epoch, n_videos) -> dict:
-        scores = {10000: 0.25 * epoch, 10001: 1.0, 10002: 0.125}
+    def evaluation(folder, epoch, n_videos, shift) -> dict:
+        scores = {10000: 0.25 * epoch + shift, 10001: 1.0, 10002: 0.125}
         record = {f"test/sim_max_reward_{seed}": score for seed, score in scores.items()}
         record |= {"test/mean_score": sum(scores.values()) / 3}
         record |= {"train/sim_max_reward_0": 0.75, "train/mean_score": 0.75}
@@ -85,3 +101,56 @@ def make_run(tmp_path):
         return record
 
     return make
+
+
+@pytest.fixture
+def make_sweep(make_run, tmp_path):
+    """make_sweep("method", seeds=(42, 43), **of make_run) -> folder with ``train_0``, ``train_1``.
+
+    Every further seed scores 0.03 more than the one before, in the mean.
+    """
+
+    def make(name, seeds=(42, 43), shift=0.0, **kwargs) -> pathlib.Path:
+        for i, seed in enumerate(seeds):
+            make_run(f"{name}/train_{i}", seed=seed, shift=shift + 0.09 * i, **kwargs)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.fixture
+def write_status():
+    """write_status(sweep, train_0="running", ...): status.json as a sweep leaves it."""
+
+    def write(sweep: pathlib.Path, **states) -> None:
+        tasks = {
+            name: {"state": state, "attempts": 2, "exit_code": -9, "host": "node-7"}
+            for name, state in states.items()
+        }
+        status = {"updated": "2026-01-01T00:00:00", "backend": "process", "tasks": tasks}
+        (sweep / "status.json").write_text(json.dumps(status))
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with running_browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture
+def show(browser):
+    """show(address, width=1280, height=1600, mobile=False): the browser, showing that page.
+
+    After the test its console must be empty.
+    """
+
+    def open_page(address: str, width=1280, height=1600, mobile=False):
+        size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": mobile}
+        browser.devtools("Emulation.setDeviceMetricsOverride", **size)
+        browser.command("/url", url=address)
+        return browser
+
+    yield open_page
+    assert browser.console() == []

@@ -1,33 +1,18 @@
 """The page in a real browser: no errors, videos play, tables sort, charts answer the pointer."""
 
 import pytest
-from browser import needs_browser, running_browser
+from browser import needs_browser
 
 from diffusion_policy.report.build import build_report
 
 pytestmark = needs_browser
 
 
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    with running_browser(tmp_path_factory.mktemp("chromium")) as browser:
-        yield browser
-
-
 @pytest.fixture
-def page(browser, make_run):
-    """The browser showing the report of a run, after which its console must be empty."""
+def page(show, make_run):
+    """The browser showing the report of a run."""
     folder = make_run()
-    browser.devtools(
-        "Emulation.setDeviceMetricsOverride",
-        width=1280,
-        height=1600,
-        deviceScaleFactor=1,
-        mobile=False,
-    )
-    browser.command("/url", url=build_report(folder, folder / "report.html").as_uri())
-    yield browser
-    assert browser.console() == []
+    return show(build_report(folder, folder / "report.html").as_uri())
 
 
 def test_videos_play_in_the_page_and_a_button_stops_them(page):
@@ -69,14 +54,10 @@ def test_a_chart_tells_the_values_under_the_pointer(page):
     assert tip.split("\n") == ["step 19", "test/mean_score 0.6250", "train/mean_score 0.7500"]
 
 
-def test_the_page_fits_a_phone(page):
-    page.devtools(
-        "Emulation.setDeviceMetricsOverride",
-        width=375,
-        height=800,
-        deviceScaleFactor=2,
-        mobile=True,
-    )
+def test_the_page_fits_a_phone(show, make_run):
+    folder = make_run()
+    path = build_report(folder, folder / "report.html")
+    page = show(path.as_uri(), width=375, height=800, mobile=True)
     assert page.run("return document.documentElement.scrollWidth") == 375
     assert page.run("return document.querySelector('.plot .y').getBoundingClientRect().left") > 0
 
@@ -91,10 +72,18 @@ def test_dark_mode_is_dark(page):
     assert background("dark") == "rgb(20, 23, 26)"
 
 
-def test_a_hostile_title_runs_nothing(browser, make_run):
+def test_a_hostile_title_runs_nothing(show, make_run):
     folder = make_run(evaluate=False)
     title = "</title><script>document.owned = 1</script><img src=x onerror='document.owned = 1'>"
-    path = build_report(folder, folder / "report.html", title=title)
+    page = show(build_report(folder, folder / "report.html", title=title).as_uri())
+    assert page.run("return document.querySelector('h1').textContent") == title
+    assert page.run("return document.owned ?? null") is None
+
+
+def test_a_script_that_is_not_ours_does_not_run_even_if_it_gets_into_the_page(browser, make_run):
+    folder = make_run(evaluate=False)
+    path = build_report(folder, folder / "report.html")
+    path.write_text(path.read_text().replace("<main>", "<main><script>owned = 1</script>"))
     browser.command("/url", url=path.as_uri())
-    assert browser.run("return document.querySelector('h1').textContent") == title
-    assert browser.run("return document.owned ?? null") is None
+    assert browser.run("return window.owned ?? null") is None
+    assert any("Content Security Policy" in message for message in browser.console())
