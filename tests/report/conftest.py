@@ -1,7 +1,11 @@
 """Small but complete run folders, as train.py leaves them: logs, videos, checkpoints, settings."""
 
+import contextlib
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -32,6 +36,15 @@ hydra:
     - {path: hydra.conf, schema: pkg, provider: hydra}
     - {path: /somewhere/my configs, schema: file, provider: command-line}
 """
+
+# As `python -m diffusion_policy.report`, where SIGINT may be ignored: tests run in the background.
+SERVE = """\
+import runpy, signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+runpy.run_module("diffusion_policy.report", run_name="__main__", alter_sys=True)
+"""
+REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
+ENV = {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
 
 
 def write_video(path: pathlib.Path, n_frames: int = 20, size: int = 64) -> None:
@@ -154,3 +167,26 @@ def show(browser):
 
     yield open_page
     assert browser.console() == []
+
+
+@contextlib.contextmanager
+def served(folders, *arguments):
+    """The report of folders, served by the command line: (its process, the address)."""
+    command = [sys.executable, "-c", SERVE, *map(str, folders), "--watch", *arguments]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | ENV
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert line.endswith("follows the runs; Ctrl-C ends it\n"), process.communicate()
+        yield process, line.split()[0]
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.fixture
+def serve():
+    """serve(folders, *arguments) in a ``with`` statement: see :func:`served`."""
+    return served
