@@ -169,6 +169,26 @@ def show(browser):
     assert browser.console() == []
 
 
+@pytest.fixture
+def read_tip():
+    """read_tip(page): what the first chart says when the pointer is at its newest values."""
+
+    def read(page) -> list[str]:
+        page.run("document.querySelector('.charts').scrollIntoView()")
+        left, top, width, height = page.run(
+            "const r = document.querySelector('.plot').getBoundingClientRect();"
+            "return [r.left, r.top, r.width, r.height]"
+        )
+        page.devtools(
+            "Input.dispatchMouseEvent", type="mouseMoved", x=left + 0.99 * width, y=top + height / 2
+        )
+        page.wait_for("!document.querySelector('.tip').hidden")
+        tip = page.run("return document.querySelector('.tip').innerText")
+        return tip.split("\n")
+
+    return read
+
+
 @contextlib.contextmanager
 def served(folders, *arguments):
     """The report of folders, served by the command line: (its process, the address)."""

@@ -44,21 +44,11 @@ def test_the_score_table_sorts_both_ways(show, comparison):
         assert page.run(f"return {FIRST_SCORE}") == pytest.approx(expected)
 
 
-def test_a_chart_tells_means_ranges_and_missing_seeds(show, sweeps, comparison, tmp_path):
+def test_a_chart_tells_means_ranges_and_missing_seeds(show, read_tip, sweeps, comparison, tmp_path):
     log = sweeps[1] / "train_1" / "logs.json.txt"
     log.write_text("".join(log.read_text().splitlines(keepends=True)[:15]))  # an epoch less
     page = show(build_report(sweeps, tmp_path / "report.html").as_uri())
-    page.run("document.querySelector('.charts').scrollIntoView()")
-    left, top, width, height = page.run(
-        "const r = document.querySelector('.plot').getBoundingClientRect();"
-        "return [r.left, r.top, r.width, r.height]"
-    )
-    page.devtools(
-        "Input.dispatchMouseEvent", type="mouseMoved", x=left + 0.99 * width, y=top + height / 2
-    )
-    page.wait_for("!document.querySelector('.tip').hidden")
-    tip = page.run("return document.querySelector('.tip').innerText")
-    assert tip.split("\n") == [
+    assert read_tip(page) == [
         "step 19",
         "plain 0.6400 (0.6250 to 0.6550)",
         "better 0.7250 (0.7250 to 0.7250, 1 of 2 seeds)",

@@ -40,18 +40,8 @@ def test_the_episode_table_sorts_by_number_both_ways(page):
     assert scores_after_a_click() == [1.0, 0.75, 0.75, 0.125]
 
 
-def test_a_chart_tells_the_values_under_the_pointer(page):
-    page.run("document.querySelector('.charts').scrollIntoView()")
-    left, top, width, height = page.run(
-        "const r = document.querySelector('.plot').getBoundingClientRect();"
-        "return [r.left, r.top, r.width, r.height]"
-    )
-    page.devtools(
-        "Input.dispatchMouseEvent", type="mouseMoved", x=left + 0.99 * width, y=top + height / 2
-    )
-    page.wait_for("!document.querySelector('.tip').hidden")
-    tip = page.run("return document.querySelector('.tip').innerText")
-    assert tip.split("\n") == ["step 19", "test/mean_score 0.6250", "train/mean_score 0.7500"]
+def test_a_chart_tells_the_values_under_the_pointer(page, read_tip):
+    assert read_tip(page) == ["step 19", "test/mean_score 0.6250", "train/mean_score 0.7500"]
 
 
 def test_the_page_fits_a_phone(show, make_run):
