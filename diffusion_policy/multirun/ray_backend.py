@@ -11,7 +11,7 @@ from diffusion_policy.multirun.resources import Resources, check_fits
 from diffusion_policy.multirun.run_command import (
     CONSOLE_HEADER,
     console,
-    link_data,
+    folder_with_data,
     start_command,
     wait_for_end,
 )
@@ -147,15 +147,17 @@ def _run_attempt(attempt: Attempt, data_src: str, unbuffer_python: bool) -> tupl
     Returns:
         (host, exit code of the command).
     """
-    link_data(data_src)
     environment = {"PYTHONUNBUFFERED": "TRUE"} if unbuffer_python else {}
     if not attempt.console.parent.is_dir():
         raise ConfigError(
             f"{attempt.console.parent} is not there on {socket.gethostname()}: the folder of a "
             "sweep has to be on a file system that all nodes share; name one with --data_src"
         )
-    with console(attempt.console, attempt.number, attempt.command) as output:
-        code, _ = wait_for_end(start_command(attempt.command, environment, output))
+    with (
+        folder_with_data(data_src) as cwd,
+        console(attempt.console, attempt.number, attempt.command) as output,
+    ):
+        code, _ = wait_for_end(start_command(attempt.command, environment, output, cwd))
     return socket.gethostname(), code
 
 

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +39,8 @@ def worker_fn(
 
     Args:
         command_args: The command; ``python`` in it is the interpreter of this process.
-        data_src: Folder that ``data`` in the current directory shall be. None: leave it as it is.
+        data_src: Folder that ``data`` shall be for the command, see :func:`folder_with_data`. None:
+            what it is in the current directory.
         unbuffer_python: Make Python in the command write its output at once.
         use_shell: Join the arguments by blanks and let a shell read them.
 
@@ -47,13 +49,11 @@ def worker_fn(
 
     Raises:
         RuntimeError: The command failed.
-        ConfigError: ``data`` is something else already.
     """
-    if data_src is not None:
-        link_data(data_src)
     environment = {"PYTHONUNBUFFERED": "TRUE"} if unbuffer_python else {}
     command = ["/bin/sh", "-c", " ".join(command_args)] if use_shell else list(command_args)
-    code, was_interrupted = wait_for_end(start_command(command, environment))
+    with folder_with_data(data_src) as cwd:
+        code, was_interrupted = wait_for_end(start_command(command, environment, cwd=cwd))
     if code in (0, -signal.SIGINT) or (was_interrupted and code in INTERRUPTED):
         return code
     raise RuntimeError(f"Failed execution. {describe_exit(code)}: {shlex.join(command_args)}")
@@ -177,10 +177,35 @@ def link_data(data_src: str | os.PathLike, cwd: str | os.PathLike = ".") -> None
         link.symlink_to(source, target_is_directory=True)
     if link.resolve() != source.resolve():
         raise ConfigError(
-            f"{link} is {link.resolve()}, not {source}, which --data_src names; use the same "
-            "--data_src for everything that runs with the same code on a cluster, or move that "
-            "folder away"
+            f"{link} is {link.resolve()}, not {source}, which --data_src names; move it away, or "
+            "leave --data_src out"
         )
+
+
+@contextlib.contextmanager
+def folder_with_data(data_src: str | None) -> Iterator[pathlib.Path]:
+    """A folder with what the current directory has, in which ``data`` is ``data_src``.
+
+    That is the current directory, where :func:`link_data` can do it. In ray's copy of the
+    repository, ``data`` may be a link that another job has made: then it is one of links to
+    everything in the copy, for as long as it is needed.
+    """
+    cwd = pathlib.Path.cwd()
+    if data_src is None:
+        yield cwd
+        return
+    try:
+        link_data(data_src, cwd)
+    except ConfigError:
+        with tempfile.TemporaryDirectory() as folder:
+            view = pathlib.Path(folder)
+            for path in cwd.iterdir():
+                if path.name != DATA_LINK:
+                    (view / path.name).symlink_to(path)
+            link_data(data_src, view)
+            yield view
+    else:
+        yield cwd
 
 
 @contextlib.contextmanager

@@ -217,6 +217,17 @@ def test_data_becomes_a_link_and_an_existing_one_is_fine(here):
     assert (source / "x").read_text() == ".."
 
 
+def test_jobs_with_the_same_copy_of_the_code_can_have_different_data(here):
+    (here / "module.py").write_text("name = 'mine'\n")
+    for name in ("one", "two", "one"):
+        (here / name).mkdir(exist_ok=True)
+        code = "import module; open('data/x', 'a').write(module.name)"
+        assert worker_fn(python(code), data_src=str(here / name)) == 0
+    assert (here / "data").resolve() == here / "one"
+    assert (here / "one" / "x").read_text() == "minemine"
+    assert (here / "two" / "x").read_text() == "mine"
+
+
 def test_other_data_is_not_taken_for_the_named_one(here):
     for name in ("one", "two", "cwd/data"):
         (here / name).mkdir(parents=True)
