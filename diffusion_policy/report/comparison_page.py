@@ -90,7 +90,7 @@ def _tiles(groups: Sequence[Group]) -> str:
     note = ", ".join(f"{n} {state}" for state, n in others.items()) or "all of them"
     tiles = [*_best_tiles(groups, score_keys(runs))]
     tiles.append(tile("Runs finished", f"{n_finished} of {len(members)}", note))
-    seconds = [run.info["seconds"] for run in runs if "seconds" in run.info]
+    seconds = [run.seconds for run in runs if run.seconds is not None]
     if seconds:
         tiles.append(
             tile("Training time", duration(sum(seconds)), f"of {count(len(seconds), 'run')}")

@@ -80,10 +80,9 @@ def machines_section(members: Sequence[Member]) -> str:
 def _facts(run: Run) -> dict[str, str]:
     host, device = _memory(run, "host"), _memory(run, "device")
     step = run.times.step_seconds if run.times is not None else None
-    seconds = run.info.get("seconds")
     facts = {
-        "time": duration(seconds) if isinstance(seconds, int | float) else None,
-        "sessions": str(run.info["sessions"]) if "sessions" in run.info else None,
+        "time": None if run.seconds is None else duration(run.seconds),
+        "sessions": None if run.sessions is None else str(run.sessions),
         "per training step": None if step is None else _step_time(step),
         "peak memory": None if host is None else _gib(host),
         "peak GPU memory": None if device is None else _gib(device),
@@ -92,12 +91,11 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _row(member: Member, run: Run, style: str) -> list[str]:
-    seconds, sessions = run.info.get("seconds"), run.info.get("sessions")
     step = run.times.step_seconds if run.times is not None else None
     return [
         key_label(member.place.name, style),
-        number_cell(seconds, None if seconds is None else duration(seconds)),
-        number_cell(sessions, str(sessions)),
+        number_cell(run.seconds, None if run.seconds is None else duration(run.seconds)),
+        number_cell(run.sessions, str(run.sessions)),
         number_cell(step, None if step is None else _step_time(step)),
         "–" if run.times is None else _stacked_bar(run.times),
         *(

@@ -98,6 +98,18 @@ class Run:
         return n_epochs if isinstance(n_epochs, int) else None
 
     @property
+    def seconds(self) -> float | None:
+        """For how long it has trained, all sessions together."""
+        seconds = self.info.get("seconds")
+        return seconds if isinstance(seconds, int | float) else None
+
+    @property
+    def sessions(self) -> int | None:
+        """How many times it was started."""
+        sessions = self.info.get("sessions")
+        return sessions if isinstance(sessions, int) else None
+
+    @property
     def score_keys(self) -> list[str]:
         """The scores of its evaluations, the one that a run is judged by first."""
         return sort_score_keys(self.series)
@@ -237,14 +249,20 @@ def _reproduce_command(folder: pathlib.Path) -> str | None:
     hydra_path = folder / ".hydra" / "hydra.yaml"
     if not (path.exists() and hydra_path.exists()):
         return None
-    overrides = yaml.safe_load(path.read_text()) or []
-    hydra = yaml.safe_load(hydra_path.read_text())["hydra"]
-    words = ["python", "train.py", f"--config-name={hydra['job']['config_name']}"]
-    words += [
-        f"--config-dir={source['path']}"
-        for source in hydra["runtime"]["config_sources"]
-        if source["provider"] == "command-line"
-    ]
-    words += overrides
-    words += [o for o in hydra["overrides"]["hydra"] if not OF_ONE_RUN.match(o)]
-    return shlex.join(words)
+    try:
+        overrides = yaml.safe_load(path.read_text()) or []
+        hydra = yaml.safe_load(hydra_path.read_text())["hydra"]
+        words = ["python", "train.py", f"--config-name={hydra['job']['config_name']}"]
+        words += [
+            f"--config-dir={source['path']}"
+            for source in hydra["runtime"]["config_sources"]
+            if source["provider"] == "command-line"
+        ]
+        words += overrides
+        words += [o for o in hydra["overrides"]["hydra"] if not OF_ONE_RUN.match(o)]
+        return shlex.join(words)
+    except (yaml.YAMLError, KeyError, TypeError) as e:
+        raise DataError(
+            f"{path.parent} does not have the files that Hydra writes ({e!r}); restore it, or "
+            "remove it."
+        ) from e

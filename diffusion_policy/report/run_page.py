@@ -67,10 +67,10 @@ def _tiles(run: Run) -> str:
         if run.n_epochs is not None:
             note = f"of {run.n_epochs:,} · {note}"
         tiles.append(tile("Epochs", f"{run.last['epoch'] + 1:,}", note))
-    if "seconds" in run.info:
-        sessions = run.info.get("sessions", 1)
+    if run.seconds is not None:
+        sessions = run.sessions or 1
         note = f"in {sessions} sessions" if sessions > 1 else "in one session"
-        tiles.append(tile("Training time", duration(run.info["seconds"]), note))
+        tiles.append(tile("Training time", duration(run.seconds), note))
     losses = run.train_loss_means.values
     if losses:
         tiles.append(tile("Training loss", f"{losses[-1]:.4g}", "mean of the last full epoch"))

@@ -65,7 +65,7 @@ def group_scores_section(groups: Sequence[Group]) -> str:
     explained = (
         f'<p class="muted">max: the best checkpoint of every seed; last {N_LAST}: the mean of its '
         f"last {N_LAST} checkpoints, or of all while there are fewer. Both are averaged over seeds."
-        " Bold: the best of a column.</p>"
+        f"{' Bold: the best of a column.' if len(groups) > 1 else ''}</p>"
     )
     every_seed = f"<details><summary>Every seed</summary>{table(seed_header, seeds)}</details>"
     return section(

@@ -255,3 +255,34 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path):
     assert result.output.startswith("Error: Cannot read the log")
     assert len(result.output.splitlines()) == 1
     assert "--max-videos" in CliRunner().invoke(main, ["--help"]).output
+
+
+def test_damaged_files_of_hydra_are_one_sentence(make_run):
+    folder = make_run(evaluate=False)
+    for content in ("hydra: {", "other: 1", "- 1"):
+        (folder / ".hydra" / "hydra.yaml").write_text(content)
+        with pytest.raises(DataError, match=r"\.hydra does not have the files that Hydra writes"):
+            build_report(folder, folder / "report.html")
+
+
+def test_a_single_run_has_its_scores_and_where_the_time_went(make_run):
+    folder = make_run()
+    info = {"seconds": 50, "sessions": 1, "memory": {"host_peak_bytes": 3 * 2**29}}
+    (folder / "run_info.json").write_text(json.dumps(info))
+    times = [{"epoch": e, "time/step": 2.0, "time/data_wait": 0.5, "time/x": 1} for e in range(4)]
+    (folder / "times.json.txt").write_text("".join(json.dumps(row) + "\n" for row in times))
+    text = " ".join(build(folder).text.split())
+    assert "Last 10 0.500 test/mean_score · mean of 4 evaluations" in text
+    assert "test/mean_score 0.625 0.500 4 train/mean_score 0.750 0.750 4" in text
+    assert "time 50 s sessions 1 per training step 400 ms peak memory 1.50 GiB" in text
+    assert "training steps 8.0 s 57.1 % x 4.0 s 28.6 % waiting for data 2.0 s 14.3 %" in text
+
+
+def test_the_command_of_a_job_of_a_multirun_is_that_of_the_job_alone(make_run):
+    folder = make_run(evaluate=False)
+    hydra = (folder / ".hydra" / "hydra.yaml").read_text()
+    multirun = "'hydra.sweep.dir=m', 'hydra/launcher=joblib', 'hydra.launcher.n_jobs=2', "
+    hydra = hydra.replace("hydra: [", f"hydra: [{multirun}'hydra.job.name=train', ")
+    (folder / ".hydra" / "hydra.yaml").write_text(hydra)
+    text = " ".join(build(folder).text.split())
+    assert "training.seed=42 'x=a b' hydra.verbose=true Configuration" in text
