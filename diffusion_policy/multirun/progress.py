@@ -17,6 +17,7 @@ from diffusion_policy.workspace.run_logger import LOG_NAME
 
 log = logging.getLogger(__name__)
 
+_BAR = "{desc}: epoch {n_fmt}/{total_fmt} |{bar:20}|"
 BARS_EVERY_S, LINES_EVERY_S = 1.0, 60.0
 
 
@@ -51,9 +52,8 @@ class Progress:
                 task.name: tqdm(
                     total=self._n_epochs,
                     desc=f"{task.name} (seed {task.seed})",
-                    unit="epoch",
                     position=position,
-                    bar_format="{desc}: {n_fmt}/{total_fmt} |{bar}| {postfix}",
+                    bar_format=_BAR,
                 )
                 for position, task in enumerate(sweep.tasks)
             }
@@ -80,7 +80,8 @@ class Progress:
             if name in self._bars:
                 bar = self._bars[name]
                 bar.n = min(epochs, self._n_epochs or epochs)
-                bar.set_postfix_str(", ".join(filter(None, [state, numbers])))
+                bar.bar_format = f"{_BAR} {', '.join(filter(None, [state, numbers]))}"
+                bar.refresh()
             elif state == State.RUNNING:
                 position = f"epoch {epochs} of {self._n_epochs or '?'}"
                 log.info("%s: %s", name, ", ".join(filter(None, [position, numbers])))

@@ -70,11 +70,13 @@ def find_cluster(address: str) -> str | None:
     """
     from ray._private.services import canonicalize_bootstrap_address
 
-    is_given = address != AUTO or os.environ.get("RAY_ADDRESS")
+    given = os.environ.get("RAY_ADDRESS") if address == AUTO else address
     try:
         found = canonicalize_bootstrap_address(address)
+    except ConnectionError:
+        found = None
     except (ValueError, OSError) as error:
-        raise ConfigError(f"--ray_address {address}: {error}; give host:port") from error
+        raise ConfigError(f"ray address {given}: {error}; give host:port") from error
     if found is None:
         log.info("No ray cluster is running here; starting one on this machine.")
         return None
@@ -82,7 +84,7 @@ def find_cluster(address: str) -> str | None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), PROBE_S).close()
     except OSError as error:
-        if is_given:
+        if given:
             raise ConfigError(
                 f"no ray cluster answers at {found} ({error}); start one with `ray start --head`, "
                 "or pass --ray_address local"

@@ -92,11 +92,11 @@ def test_a_terminal_shows_a_bar_for_every_run(sweep, status, capsys):
     log_epochs(sweep, "train_0", 5)
     progress.close()
     text = capsys.readouterr().err
-    assert "train_0 (seed 42): 3/50" in text
+    assert "train_0 (seed 42): epoch 3/50" in text
     last = "running, train_loss=0.0625, test/mean_score=0.25"
-    assert "train_0 (seed 42): 5/50" in text
+    assert "train_0 (seed 42): epoch 5/50" in text
     assert last in text
-    assert "train_2 (seed 44): 0/50" in text
+    assert "train_2 (seed 44): epoch 0/50" in text
     assert "waiting" in text
 
 
