@@ -37,7 +37,11 @@ function enhanceChart(chart) {
     for (const [x, y] of read(path)) curve.points.push([x, y, note ?? ""]);
   }
   const curves = [...byLabel.values()].reverse();
-  for (const curve of curves) curve.points.sort((a, b) => a[0] - b[0] || b[2].length - a[2].length);
+  for (const curve of curves) {
+    // Where two stretches meet, the point is in both: the one without a note says what it is.
+    curve.points.sort((a, b) => a[0] - b[0] || b[2].length - a[2].length);
+    curve.points = curve.points.filter((point, i, all) => all[i + 1]?.[0] !== point[0]);
+  }
   const cursor = plot.appendChild(document.createElement("div"));
   const tip = plot.appendChild(document.createElement("div"));
   cursor.className = "cursor";
@@ -78,7 +82,8 @@ function enhanceChart(chart) {
     cursor.style.left = `${(100 * at) / UNITS}%`;
     const left = (at / UNITS) * box.width;
     const space = box.width - tip.offsetWidth;
-    tip.style.left = `${left < box.width / 2 ? Math.min(left + 10, space) : Math.max(left - tip.offsetWidth - 10, 0)}px`;
+    const beside = left < box.width / 2 ? left + 10 : left - tip.offsetWidth - 10;
+    tip.style.left = `${Math.max(Math.min(beside, space), 0)}px`;
   };
   plot.addEventListener("pointermove", show);
   plot.addEventListener("pointerdown", show);

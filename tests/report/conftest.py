@@ -171,16 +171,16 @@ def show(browser):
 
 @pytest.fixture
 def read_tip():
-    """read_tip(page): what the first chart says when the pointer is at its newest values."""
+    """read_tip(page, at=0.99): what the first chart says when the pointer is there, 0 to 1."""
 
-    def read(page) -> list[str]:
+    def read(page, at=0.99) -> list[str]:
         page.run("document.querySelector('.charts').scrollIntoView()")
         left, top, width, height = page.run(
             "const r = document.querySelector('.plot').getBoundingClientRect();"
             "return [r.left, r.top, r.width, r.height]"
         )
         page.devtools(
-            "Input.dispatchMouseEvent", type="mouseMoved", x=left + 0.99 * width, y=top + height / 2
+            "Input.dispatchMouseEvent", type="mouseMoved", x=left + at * width, y=top + height / 2
         )
         page.wait_for("!document.querySelector('.tip').hidden")
         tip = page.run("return document.querySelector('.tip').innerText")

@@ -53,11 +53,19 @@ def test_a_chart_tells_means_ranges_and_missing_seeds(show, read_tip, sweeps, co
         "plain 0.6400 (0.6250 to 0.6550)",
         "better 0.7250 (0.7250 to 0.7250, 1 of 2 seeds)",
     ]
+    # From the left of step 14, the last one that both have.
+    assert read_tip(page, at=0.72)[2] == "better 0.6567 (0.6417 to 0.6717)"
 
 
-def test_the_comparison_fits_a_phone(show, comparison):
+def test_the_comparison_fits_a_phone_with_its_tips(show, read_tip, comparison):
     page = show(comparison, width=375, height=800, mobile=True)
     assert page.run("return document.documentElement.scrollWidth") == 375
+    assert len(read_tip(page)) == 3
+    left, right = page.run(
+        "const r = document.querySelector('.tip').getBoundingClientRect(); return [r.left, r.right]"
+    )
+    assert left >= 0
+    assert right <= 375
 
 
 def test_a_served_page_follows_the_runs_and_leaves_the_rest_alone(show, serve, sweeps):
