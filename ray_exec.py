@@ -12,46 +12,14 @@ below data/ stays. Its output appears here. Ctrl-C interrupts the command; a sec
 
 import click
 
+from diffusion_policy.multirun.options import ray_options
 from diffusion_policy.multirun.run_command import worker_fn
 
 __all__ = ["main", "worker_fn"]
 
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
-@click.option(
-    "-ra",
-    "--ray_address",
-    default="auto",
-    show_default=True,
-    help="host:port of the cluster; auto: the one that runs here, or else a new one; local: a new "
-    "one on this machine.",
-)
-@click.option(
-    "-nc",
-    "--num_cpus",
-    type=float,
-    help="CPUs for the command.  [default: 7; on this machine alone what it has, at most 7]",
-)
-@click.option(
-    "-ng",
-    "--num_gpus",
-    type=float,
-    help="GPUs for the command; fractions share one.  [default: 1; 0 on a machine without]",
-)
-@click.option(
-    "-mr",
-    "--max_retries",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="How often a command that failed is started again.",
-)
-@click.option(
-    "-d",
-    "--data_src",
-    help="Folder that data/ is for the command, on all nodes.  [default: ./data]",
-)
-@click.option("-u", "--unbuffer_python", is_flag=True, help="Python writes its output at once.")
+@ray_options
 @click.argument("command_args", nargs=-1, required=True)
 def main(command_args, **options):
     from diffusion_policy.workspace.command_line import errors_as_sentences

@@ -33,6 +33,8 @@ Exit code: 0 if all runs finished, 130 after Ctrl-C, else 1.
 
 import click
 
+from diffusion_policy.multirun.options import ray_options
+
 NOT_FOR_RESUME = ("config_name", "config_dir", "seeds", "resume", "overrides")
 
 
@@ -61,35 +63,7 @@ NOT_FOR_RESUME = ("config_name", "config_dir", "seeds", "resume", "overrides")
     show_default=True,
     help="A metric of the rollouts to aggregate; repeat the option for several.",
 )
-@click.option(
-    "-ra",
-    "--ray_address",
-    default="auto",
-    show_default=True,
-    help="host:port of the cluster; auto: the one that runs here, or else a new one; local: a new "
-    "one on this machine.",
-)
-@click.option(
-    "-nc",
-    "--num_cpus",
-    type=float,
-    help="CPUs for each run.  [default: 7 on a running cluster; on this machine an equal share, at "
-    "most 7]",
-)
-@click.option(
-    "-ng",
-    "--num_gpus",
-    type=float,
-    help="GPUs for each run; 0.5: two runs share one.  [default: 1; 0 on a machine without]",
-)
-@click.option(
-    "-mr",
-    "--max_retries",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="How often a run that failed is started again.",
-)
+@ray_options
 @click.option(
     "--monitor_max_retires",
     "--monitor_max_retries",
@@ -99,12 +73,6 @@ NOT_FOR_RESUME = ("config_name", "config_dir", "seeds", "resume", "overrides")
     show_default=True,
     help="The same for the process that aggregates the metrics.",
 )
-@click.option(
-    "-d",
-    "--data_src",
-    help="Folder that data/ is for the runs, on all nodes.  [default: ./data]",
-)
-@click.option("-u", "--unbuffer_python", is_flag=True, help="Runs write their output at once.")
 @click.option("-sn", "--single_node", is_flag=True, help="All runs on one node of the cluster.")
 @click.argument("overrides", nargs=-1)
 @click.pass_context

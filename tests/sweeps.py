@@ -36,6 +36,7 @@ def write_fake_sweep(folder, n_seeds=2, n_epochs=10, seconds=0.05, behaviours=()
         for i in range(n_seeds)
     ]
     record = {
+        "folder": str(folder),
         "config_name": "fake",
         "config_dir": "nowhere",
         "overrides": [],

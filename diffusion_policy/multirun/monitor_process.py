@@ -31,11 +31,7 @@ class MonitorProcess:
     def __init__(self, sweep: Sweep, keys: Sequence[str], use_wandb: bool, max_retries: int):
         self._sweep = sweep
         self._keys = list(keys)
-        self._command = ["python", "multirun_metrics.py", "--input", str(sweep.folder)]
-        if use_wandb:
-            self._command += ["--use_wandb", "--project", "diffusion_policy_metrics"]
-            self._command += ["--group", sweep.group]
-        self._command += [word for key in keys for word in ("--key", key)]
+        self._command = monitor_command(sweep, keys, use_wandb)
         self._retries_left = max_retries
         self._attempts = 0
         self._console = sweep.folder / METRICS_DIR / CONSOLE_NAME
@@ -81,8 +77,20 @@ class MonitorProcess:
         if self._process is not None:
             kill(self._process)
 
-    def _start(self) -> subprocess.Popen:
+    def _start(self) -> subprocess.Popen | None:
         self._attempts += 1
-        self._console.parent.mkdir(exist_ok=True)
-        with console(self._console, self._attempts, self._command) as output:
-            return start_command(self._command, output=output, cwd=REPOSITORY)
+        try:
+            self._console.parent.mkdir(exist_ok=True)
+            with console(self._console, self._attempts, self._command) as output:
+                return start_command(self._command, output=output, cwd=REPOSITORY)
+        except OSError as error:
+            log.warning("The monitor of the metrics cannot be started (%s); the runs go on.", error)
+            return None
+
+
+def monitor_command(sweep: Sweep, keys: Sequence[str], use_wandb: bool) -> list[str]:
+    """The monitor of a sweep; its wandb run is in the group of the sweep's runs."""
+    command = ["python", "multirun_metrics.py", "--input", str(sweep.folder)]
+    if use_wandb:
+        command += ["--use_wandb", "--project", "diffusion_policy_metrics", "--group", sweep.group]
+    return command + [word for key in keys for word in ("--key", key)]

@@ -79,7 +79,13 @@ class ProcessBackend(Backend):
         events: list[Started | Ended] = []
         while self._waiting and (gpus := self._reserve()) is not None:
             attempt = self._waiting.pop(0)
-            self._running[attempt.task] = _Running(self._start(attempt, gpus), gpus)
+            try:
+                process = self._start(attempt, gpus)
+            except OSError as error:
+                self._give_back(gpus)
+                events.append(Ended(attempt.task, None, f"could not be started: {error}"))
+                continue
+            self._running[attempt.task] = _Running(process, gpus)
             events.append(Started(attempt.task, socket.gethostname()))
         return events
 
@@ -114,8 +120,11 @@ class ProcessBackend(Backend):
 
     def _release(self, task: str) -> Ended:
         running = self._running.pop(task)
-        self._free_cpus += self._per_run.num_cpus
-        for gpu in running.gpus:
-            self._free_gpus[gpu] += min(self._per_run.num_gpus, 1.0)
+        self._give_back(running.gpus)
         kill(running.process)  # what a killed run leaves behind: workers of its data loader ...
         return Ended(task, running.process.returncode)
+
+    def _give_back(self, gpus: list[str]) -> None:
+        self._free_cpus += self._per_run.num_cpus
+        for gpu in gpus:
+            self._free_gpus[gpu] += min(self._per_run.num_gpus, 1.0)

@@ -36,6 +36,7 @@ def connect(address: str, machine: Machine, log_to_driver: bool) -> bool:
     _set_environment()
     try:
         import ray
+        from ray.exceptions import RayError
     except ImportError as error:
         raise ConfigError(
             'ray is not installed; pip install "diffusion_policy[ray]", or do without it: '
@@ -53,10 +54,14 @@ def connect(address: str, machine: Machine, log_to_driver: bool) -> bool:
             ray.init(address=running, **options)
         else:
             _start_local(machine, options)
-    except (RuntimeError, OSError, ValueError) as error:
-        where = running or "on this machine"
+    except (RayError, RuntimeError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(f"ray does not work ({where}): {reason}") from error
+        if running is None:
+            raise ConfigError(f"ray cannot be started on this machine: {reason}") from error
+        raise ConfigError(
+            f"the ray cluster at {running} cannot be joined: {reason}; it needs the token of its "
+            "owner (RAY_AUTH_TOKEN, or ~/.ray/auth_token) and the same versions of Python and ray"
+        ) from error
     return running is None
 
 

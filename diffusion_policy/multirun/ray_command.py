@@ -43,7 +43,7 @@ def run_on_cluster(
     machine = this_machine()
     is_new = connect(ray_address, machine, log_to_driver=True)
     try:
-        request = per_run_resources(is_new, machine, 1, 1, num_cpus, num_gpus)
+        request = per_run_resources(machine if is_new else None, 1, 1, num_cpus, num_gpus)
         check_nodes(request)
         remote: Any = ray.remote(worker_fn)
         task = remote.options(

@@ -62,64 +62,47 @@ def _gpus() -> tuple[str, ...]:
 
 
 def per_run_resources(
-    is_this_machine: bool,
-    machine: Machine,
+    machine: Machine | None,
     n_runs: int,
     num_processes: int = 1,
     num_cpus: float | None = None,
     num_gpus: float | None = None,
 ) -> Resources:
-    """What one run gets, on ``machine`` or on a cluster, where the user did not say.
+    """What one run gets, where the user did not say.
+
+    On one machine: a GPU for each of its processes if there is any, and an equal share of the CPUs
+    of all runs that take place at a time, up to what a run gets on a cluster.
 
     Args:
-        is_this_machine: Everything takes place on ``machine``.
+        machine: Where everything takes place. None: on a cluster, whatever it has.
         n_runs: Runs that would like to take place at a time.
-        num_processes: Of each.
+        num_processes: Of each run.
+        num_cpus, num_gpus: What the user said.
 
     Raises:
         ConfigError: That cannot be, or is more than the machine has.
     """
-    if is_this_machine:
-        request = fit(machine, n_runs, num_processes, num_cpus, num_gpus)
-        log.info("Every run gets %s, of %s on this machine.", request, machine.resources)
-    else:
-        request = Resources(
-            CLUSTER_CPUS if num_cpus is None else num_cpus,
-            max(CLUSTER_GPUS, num_processes) if num_gpus is None else num_gpus,
-        )
-        check_request(request)
-        log.info("Every run gets %s of the ray cluster.", request)
-    return request
-
-
-def fit(
-    machine: Machine,
-    n_runs: int,
-    num_processes: int = 1,
-    num_cpus: float | None = None,
-    num_gpus: float | None = None,
-) -> Resources:
-    """What one run gets on this machine, where the user did not say.
-
-    One GPU for each of its processes if the machine has any, and an equal share of the CPUs of all
-    runs that take place at a time, up to what a run gets on a cluster.
-
-    Raises:
-        ConfigError: More than the machine has.
-    """
     if num_gpus is None:
-        num_gpus = float(num_processes) if machine.gpus else 0.0
-    if num_cpus is None:
-        at_a_time = machine.num_cpus // num_processes
-        if num_gpus > 0:
-            at_a_time = min(at_a_time, int(len(machine.gpus) / num_gpus))
-        at_a_time = max(1, min(n_runs, at_a_time))
-        share = max(1, machine.num_cpus // at_a_time)
-        num_cpus = min(float(share), max(CLUSTER_CPUS, num_processes))
-    request = Resources(num_cpus, num_gpus)
+        has_gpus = machine is None or bool(machine.gpus)
+        num_gpus = max(CLUSTER_GPUS, num_processes) if has_gpus else 0.0
+    if num_cpus is None and machine is not None:
+        num_cpus = _share_of_cpus(machine, n_runs, num_processes, num_gpus)
+    request = Resources(CLUSTER_CPUS if num_cpus is None else num_cpus, num_gpus)
     check_request(request)
-    check_fits(request, machine.resources, "this machine")
+    if machine is not None:
+        check_fits(request, machine.resources, "this machine")
+    where = "the ray cluster" if machine is None else f"{machine.resources} on this machine"
+    log.info("Every run gets %s, of %s.", request, where)
     return request
+
+
+def _share_of_cpus(machine: Machine, n_runs: int, num_processes: int, num_gpus: float) -> float:
+    at_a_time = machine.num_cpus // num_processes
+    if num_gpus > 0:
+        at_a_time = min(at_a_time, int(len(machine.gpus) / num_gpus))
+    at_a_time = max(1, min(n_runs, at_a_time))
+    share = max(1, machine.num_cpus // at_a_time)
+    return min(float(share), max(CLUSTER_CPUS, num_processes))
 
 
 def check_request(request: Resources) -> None:

@@ -13,11 +13,7 @@ from diffusion_policy.multirun.launch import Launcher
 from diffusion_policy.multirun.monitor_process import MonitorProcess
 from diffusion_policy.multirun.outcome import Outcome, describe_outcome
 from diffusion_policy.multirun.progress import Progress
-from diffusion_policy.multirun.resources import (
-    Resources,
-    per_run_resources,
-    this_machine,
-)
+from diffusion_policy.multirun.resources import per_run_resources, this_machine
 from diffusion_policy.multirun.run_command import REPOSITORY, data_folder, link_data
 from diffusion_policy.multirun.status import State, SweepStatus
 from diffusion_policy.multirun.sweep import (
@@ -135,23 +131,20 @@ def _backend(options: Options, cfg: DictConfig, n_runs: int) -> Backend:
     machine = this_machine()
     num_processes = OmegaConf.select(cfg, "training.num_processes") or 1
 
-    def per_run(is_this_machine: bool) -> Resources:
-        return per_run_resources(
-            is_this_machine, machine, n_runs, num_processes, options.num_cpus, options.num_gpus
-        )
-
+    asked = n_runs, num_processes, options.num_cpus, options.num_gpus
     if options.backend == "process":
         from diffusion_policy.multirun.process_backend import ProcessBackend
 
+        per_run = per_run_resources(machine, *asked)
         if options.data_src is not None:
             link_data(data_folder(options.data_src), REPOSITORY)
-        return ProcessBackend(per_run(True), machine, options.unbuffer_python)
+        return ProcessBackend(per_run, machine, options.unbuffer_python)
 
     from diffusion_policy.multirun.ray_backend import RayBackend
     from diffusion_policy.multirun.ray_cluster import connect
 
     is_new = connect(options.ray_address, machine, log_to_driver=False)
+    per_run = per_run_resources(machine if is_new else None, *asked)
+    data_src = str(data_folder(options.data_src))
     n_on_one_node = n_runs if options.single_node else None
-    return RayBackend(
-        per_run(is_new), str(data_folder(options.data_src)), options.unbuffer_python, n_on_one_node
-    )
+    return RayBackend(per_run, data_src, options.unbuffer_python, n_on_one_node)

@@ -178,7 +178,8 @@ def load_sweep(folder: str | pathlib.Path) -> Sweep:
     try:
         content = json.loads(path.read_bytes())
         tasks = [Task(**task) for task in content.pop("tasks")]
-        return Sweep(folder=path.parent, tasks=tasks, **content)
+        written_in = content.pop("folder")
+        sweep = Sweep(folder=path.parent, tasks=tasks, **content)
     except OSError as error:
         raise ConfigError(
             f"cannot read {path}: {error.strerror}; --resume needs the folder of a sweep, as this "
@@ -186,6 +187,8 @@ def load_sweep(folder: str | pathlib.Path) -> Sweep:
         ) from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ConfigError(f"{path} is not the record of a sweep ({error!r})") from error
+    # A folder that was moved: its commands name another one.
+    return sweep if written_in == str(sweep.folder) else extend_sweep(sweep, [])
 
 
 def extend_sweep(sweep: Sweep, overrides: Sequence[str]) -> Sweep:
@@ -204,8 +207,7 @@ def _write(sweep: Sweep, cfg: DictConfig) -> Sweep:
         for i, seed in enumerate(sweep.seeds)
     ]
     sweep = dataclasses.replace(sweep, tasks=tasks)
-    record = {**dataclasses.asdict(sweep)}
-    del record["folder"]
+    record = {**dataclasses.asdict(sweep), "folder": str(sweep.folder)}
     for task in tasks:
         sweep.run_dir(task.name).mkdir(exist_ok=True)
     config = OmegaConf.to_yaml(cfg, resolve=True).encode()

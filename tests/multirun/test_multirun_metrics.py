@@ -10,6 +10,7 @@ import time
 import pytest
 import yaml
 from click.testing import CliRunner
+from sweeps import wait_for
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.multirun import watch
@@ -43,12 +44,6 @@ def start(sweep, *options) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def wait_for(condition, process) -> None:
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.02)
 
 
 def n_lines(sweep) -> int:

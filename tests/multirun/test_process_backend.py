@@ -6,7 +6,7 @@ from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.multirun import resources
 from diffusion_policy.multirun.backend import Attempt, Ended, Started
 from diffusion_policy.multirun.process_backend import ProcessBackend
-from diffusion_policy.multirun.resources import Machine, Resources, fit, per_run_resources
+from diffusion_policy.multirun.resources import Machine, Resources, per_run_resources
 
 # Waits for a file, so that a test decides when it ends.
 COMMAND = """
@@ -101,6 +101,15 @@ def test_the_number_of_threads_can_be_given(make_runs, monkeypatch):
     assert runs.says("a") == "GPUs  threads 6"
 
 
+def test_a_run_that_cannot_be_started_does_not_take_the_place_of_another(make_runs):
+    runs = make_runs(Resources(1, 0), Machine(1, ()))
+    (runs.folder / "a").mkdir()  # where its output should go
+    runs.submit("a", "b")
+    runs.poll()
+    assert runs.ended == {"a": None}
+    assert runs.started == ["b"]
+
+
 def test_killing_withdraws_what_waits(make_runs):
     runs = make_runs(Resources(1, 0), Machine(1, ()))
     runs.submit("a", "b")
@@ -125,12 +134,12 @@ def test_killing_withdraws_what_waits(make_runs):
     ],
 )
 def test_what_a_run_gets_unless_the_user_says(machine, n_runs, num_processes, expected):
-    assert fit(machine, n_runs, num_processes) == expected
+    assert per_run_resources(machine, n_runs, num_processes) == expected
 
 
 def test_more_runs_at_a_time_share_the_cpus():
-    assert fit(Machine(16, ("0",)), 4, num_gpus=0.25) == Resources(4, 0.25)
-    assert fit(Machine(16, ("0",)), 4, num_cpus=2, num_gpus=0.5) == Resources(2, 0.5)
+    assert per_run_resources(Machine(16, ("0",)), 4, num_gpus=0.25) == Resources(4, 0.25)
+    assert per_run_resources(Machine(16, ("0",)), 4, num_cpus=2, num_gpus=0.5) == Resources(2, 0.5)
 
 
 @pytest.mark.parametrize(
@@ -144,14 +153,13 @@ def test_more_runs_at_a_time_share_the_cpus():
 )
 def test_what_a_machine_lacks_is_said_at_once(given, sentence):
     with pytest.raises(ConfigError, match=sentence):
-        fit(Machine(2, ("0",)), 3, **given)
+        per_run_resources(Machine(2, ("0",)), 3, **given)
 
 
 def test_a_cluster_gives_what_the_published_sweeps_used():
-    machine = Machine(2, ())
-    assert per_run_resources(False, machine, 3) == Resources(7, 1)
-    assert per_run_resources(False, machine, 3, num_processes=4) == Resources(7, 4)
-    assert per_run_resources(False, machine, 3, num_gpus=0.5) == Resources(7, 0.5)
+    assert per_run_resources(None, 3) == Resources(7, 1)
+    assert per_run_resources(None, 3, num_processes=4) == Resources(7, 4)
+    assert per_run_resources(None, 3, num_gpus=0.5) == Resources(7, 0.5)
 
 
 def test_gpus_can_be_chosen_by_the_environment(monkeypatch):

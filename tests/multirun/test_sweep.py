@@ -6,6 +6,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.multirun.monitor_process import monitor_command
 from diffusion_policy.multirun.run_command import REPOSITORY
 from diffusion_policy.multirun.sweep import (
     compose,
@@ -131,6 +132,26 @@ def test_further_overrides_are_appended_for_all_and_for_good(make):
     assert load_sweep(sweep.folder) == extended
     assert extended.config.training.num_epochs == 9
     assert extended.config.multi_run == sweep.config.multi_run
+
+
+def test_a_sweep_that_was_moved_continues_where_it_is(make, tmp_path):
+    sweep = make("training.num_epochs=5")
+    sweep.folder.rename(tmp_path / "moved")
+    moved = load_sweep(tmp_path / "moved")
+    assert moved.group == sweep.group
+    assert moved.tasks[1].command[:-1] == sweep.tasks[1].command[:-1]
+    assert moved.tasks[1].command[-1] == f"hydra.run.dir={tmp_path}/moved/train_1"
+    assert load_sweep(tmp_path / "moved") == moved
+    assert not sweep.folder.exists()
+
+
+def test_the_monitor_is_in_the_group_of_the_runs(make):
+    sweep = make()
+    start = ["python", "multirun_metrics.py", "--input", str(sweep.folder)]
+    assert monitor_command(sweep, ["a"], use_wandb=False) == [*start, "--key", "a"]
+    wandb = ["--use_wandb", "--project", "diffusion_policy_metrics", "--group", sweep.group]
+    keys = ["--key", "a", "--key", "b"]
+    assert monitor_command(sweep, ["a", "b"], use_wandb=True) == [*start, *wandb, *keys]
 
 
 @pytest.mark.parametrize(
