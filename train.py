@@ -15,6 +15,12 @@ Train from a published configuration; show a configuration without running it:
     python train.py --config-dir=. --config-name=published_config.yaml
     python train.py --config-name=demo_pusht --cfg job
 
+Several runs, one after the other, or as many at a time as hydra.launcher.n_jobs says:
+
+    python train.py --multirun --config-name=demo_pusht training.seed=42,43
+    python train.py --multirun --config-name=demo_pusht training.seed=42,43 \\
+        hydra/launcher=joblib hydra.launcher.n_jobs=2
+
 The run directory (hydra.run.dir) receives .hydra/ (the configuration), logs.json.txt (one line per
 step), checkpoints/, media/ (rollout videos) and wandb/. Make a page of it:
 

@@ -2,10 +2,11 @@
 
 import contextlib
 import signal
-import threading
+import time
 from collections.abc import Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+POLL_S = 0.05
 
 
 class StopSignals:
@@ -17,15 +18,16 @@ class StopSignals:
 
     def __init__(self):
         self.count = 0
-        self._first = threading.Event()
 
     def wait(self, seconds: float) -> None:
-        """Returns after so many seconds, or as soon as a first signal has arrived."""
-        self._first.wait(seconds)
+        """Returns after so many seconds, or soon after a first signal has arrived.
 
-    def add(self) -> None:
-        self.count += 1
-        self._first.set()
+        Looks again and again: the locks of an event or a condition may be held by this very thread
+        when a signal interrupts it.
+        """
+        deadline = time.monotonic() + seconds
+        while self.count == 0 and (left := deadline - time.monotonic()) > 0:
+            time.sleep(min(left, POLL_S))
 
 
 @contextlib.contextmanager
@@ -45,7 +47,7 @@ def stop_signals(n_counted: int = 1) -> Iterator[StopSignals]:
             signal.signal(number, handler)
 
     def on_signal(number, frame) -> None:
-        stop.add()
+        stop.count += 1
         if stop.count >= n_counted:
             restore()
 

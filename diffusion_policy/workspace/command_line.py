@@ -7,7 +7,7 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -71,8 +71,13 @@ def run_hydra(config_name: str | None = None) -> None:
         return
     import hydra
 
-    sys.argv[1:] = _name_job(complete_overrides(sys.argv[1:]), pathlib.Path(sys.argv[0]).stem)
-    hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name=config_name)(train)()
+    from diffusion_policy.workspace.hydra_sweep import command_of_sweep
+
+    given = list(sys.argv)
+    sys.argv[1:] = _name_job(complete_overrides(given[1:]), pathlib.Path(given[0]).stem)
+    run = hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name=config_name)(train)
+    with errors_as_sentences(), command_of_sweep(given):
+        run()
 
 
 def _name_job(arguments: list[str], name: str) -> list[str]:
@@ -91,25 +96,35 @@ def train(cfg: DictConfig) -> None:
     """
     from hydra.core.hydra_config import HydraConfig
 
+    from diffusion_policy.workspace.hydra_sweep import is_job_of_sweep, job_of_sweep
+
     job = HydraConfig.get()
+    if is_job_of_sweep(job):
+        with job_of_sweep(job):
+            _run_or_launch(cfg, job)
+    else:
+        with errors_as_sentences(), _hint_when_interrupted(job.runtime.output_dir):
+            _run_or_launch(cfg, job)
+
+
+def _run_or_launch(cfg: DictConfig, job: Any) -> None:
+    # Resolved once and for all: every ${now:} then means the same moment.
+    resolve(cfg)
+    if "_target_" not in cfg:
+        raise ConfigError("the configuration has no _target_, the workspace class to run")
     output_dir = job.runtime.output_dir
-    with errors_as_sentences(), _hint_when_interrupted(output_dir):
-        # Resolved once and for all: every ${now:} then means the same moment.
-        resolve(cfg)
-        if "_target_" not in cfg:
-            raise ConfigError("the configuration has no _target_, the workspace class to run")
-        n_processes = check_num_processes(cfg) or process_count()
-        if n_processes == process_count():
-            _run(cfg, output_dir)
-        elif process_count() == 1:
-            arguments = job_arguments(cast(Any, job), list(job.overrides.task))
-            arguments += [f"hydra.run.dir={output_dir}", f"{_JOB_NAME}{job.job.name}"]
-            sys.exit(launch(n_processes, arguments))
-        else:
-            raise ConfigError(
-                f"training.num_processes is {n_processes}, but {process_count()} processes were "
-                "launched; leave one of the two to the other"
-            )
+    n_processes = check_num_processes(cfg) or process_count()
+    if n_processes == process_count():
+        _run(cfg, output_dir)
+    elif process_count() == 1:
+        arguments = job_arguments(job, list(job.overrides.task))
+        arguments += [f"hydra.run.dir={output_dir}", f"{_JOB_NAME}{job.job.name}"]
+        sys.exit(launch(n_processes, arguments))
+    else:
+        raise ConfigError(
+            f"training.num_processes is {n_processes}, but {process_count()} processes were "
+            "launched; leave one of the two to the other"
+        )
 
 
 def follow() -> None:
