@@ -40,8 +40,8 @@ class SpatialSoftmax(nn.Module):
         if self.training:
             # robomimic adds noise of standard deviation 0. The draw remains, since every random
             # number after it depends on it.
-            shape, kind = keypoints.shape[1:], {"dtype": keypoints.dtype, "device": keypoints.device}
-            draw_rows(lambda n: torch.randn(n, *shape, **kind), len(keypoints))
+            one = keypoints[:1]
+            draw_rows(lambda n: torch.randn_like(one.expand(n, -1, -1)), len(keypoints))
         return keypoints
 
 
