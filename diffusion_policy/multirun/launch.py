@@ -99,33 +99,34 @@ class Launcher:
         )
 
     def _take(self, event: Started | Ended) -> None:
-        task = event.task
         if isinstance(event, Started):
-            attempts = self._status[task].attempts + 1
-            self._status.change(task, state=State.RUNNING, attempts=attempts, host=event.host)
-            log.info(
-                "%s (seed %d) runs on %s%s",
-                *(task, self._tasks[task].seed, event.host),
-                f", attempt {attempts}" if attempts > 1 else "",
-            )
-            return
-        self._open.discard(task)
+            self._take_start(event)
+        else:
+            self._take_end(event)
+
+    def _take_start(self, event: Started) -> None:
+        task = event.task
+        attempts = self._status[task].attempts + 1
+        self._status.change(task, state=State.RUNNING, attempts=attempts, host=event.host)
+        which = f", attempt {attempts}" if attempts > 1 else ""
+        log.info("%s (seed %d) runs on %s%s", task, self._tasks[task].seed, event.host, which)
+
+    def _take_end(self, event: Ended) -> None:
+        task, state = event.task, self._state_after(event)
         ending = event.reason if event.exit_code is None else describe_exit(event.exit_code)
-        state = self._state_after(event)
+        self._open.discard(task)
         self._status.change(task, state=state, exit_code=event.exit_code)
-        if state != State.FINISHED:
-            self.endings[task] = ending
+        if state == State.FINISHED:
+            log.info("%s finished", task)
+            return
+        self.endings[task] = ending
         if state == State.FAILED and not self.was_interrupted and self._retries_left[task] > 0:
             self._retries_left[task] -= 1
             self._status.change(task, state=State.WAITING)
             log.warning("%s failed (%s); it continues from its last checkpoint", task, ending)
             self._submit(task)
         elif state != State.WAITING:
-            log.log(
-                logging.INFO if state == State.FINISHED else logging.WARNING,
-                "%s %s%s",
-                *(task, state, "" if state == State.FINISHED else f" ({ending})"),
-            )
+            log.warning("%s %s (%s)", task, state, ending)
 
     def _state_after(self, event: Ended) -> State:
         if event.exit_code == 0:

@@ -36,7 +36,6 @@ class MonitorProcess:
         self._attempts = 0
         self._console = sweep.folder / METRICS_DIR / CONSOLE_NAME
         self._process = self._start()
-        self._was_interrupted = False
 
     def look_after(self) -> None:
         """Starts the monitor again if it died."""
@@ -56,10 +55,9 @@ class MonitorProcess:
             )
 
     def interrupt(self) -> None:
-        """Asks it to have a last look and end. Further calls do nothing."""
-        if self._process is not None and not self._was_interrupted:
+        """Asks it to have a last look and end."""
+        if self._process is not None:
             interrupt(self._process)
-        self._was_interrupted = True
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None

@@ -75,8 +75,10 @@ class RayBackend(Backend):
 
     def poll(self, seconds: float) -> list[Started | Ended]:
         refs = list(self._running)
-        done = self._ray.wait(refs, num_returns=len(refs), timeout=0)[0] if refs else []
-        if refs and not done:
+        if not refs:
+            return []
+        done, _ = self._ray.wait(refs, num_returns=len(refs), timeout=0)  # all that are done
+        if not done:
             done, _ = self._ray.wait(refs, timeout=seconds)
         events = self._what_started()
         for ref in done:

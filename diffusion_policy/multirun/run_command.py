@@ -53,7 +53,8 @@ def worker_fn(
     environment = {"PYTHONUNBUFFERED": "TRUE"} if unbuffer_python else {}
     command = ["/bin/sh", "-c", " ".join(command_args)] if use_shell else list(command_args)
     with folder_with_data(data_src) as cwd:
-        code, was_interrupted = wait_for_end(start_command(command, environment, cwd=cwd))
+        process = start_command(command, environment, cwd=cwd)
+        code, was_interrupted = wait_for_end(process, use_shell)
     if code in (0, -signal.SIGINT) or (was_interrupted and code in INTERRUPTED):
         return code
     raise RuntimeError(f"Failed execution. {describe_exit(code)}: {shlex.join(command_args)}")
@@ -88,10 +89,15 @@ def start_command(
     )
 
 
-def interrupt(process: subprocess.Popen) -> None:
-    """SIGINT to the command, and to it alone: it knows how to end its own processes."""
+def interrupt(process: subprocess.Popen, is_shell: bool = False) -> None:
+    """SIGINT to the command, and to it alone: it knows how to end its own processes. A shell does
+    not; there all of them get it.
+    """
     with contextlib.suppress(ProcessLookupError):
-        process.send_signal(signal.SIGINT)
+        if is_shell:
+            os.killpg(process.pid, signal.SIGINT)
+        else:
+            process.send_signal(signal.SIGINT)
 
 
 def kill(process: subprocess.Popen) -> None:
@@ -101,7 +107,7 @@ def kill(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def wait_for_end(process: subprocess.Popen) -> tuple[int, bool]:
+def wait_for_end(process: subprocess.Popen, is_shell: bool = False) -> tuple[int, bool]:
     """Returns (exit code, whether it was interrupted), see :func:`worker_fn`."""
     was_interrupted = False
     with _interrupts() as interrupts:
@@ -116,7 +122,7 @@ def wait_for_end(process: subprocess.Popen) -> tuple[int, bool]:
                 # the command from writing what it wants to leave behind.
                 if interrupts.is_set() and not was_interrupted:
                     was_interrupted = True
-                    interrupt(process)
+                    interrupt(process, is_shell)
         except BaseException:
             terminate(process)
             raise

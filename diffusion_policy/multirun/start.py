@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from omegaconf import DictConfig, OmegaConf
@@ -115,7 +115,7 @@ def _run(
 
 
 @contextlib.contextmanager
-def _locked(sweep: Sweep):
+def _locked(sweep: Sweep) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked_run(sweep.folder, patience_s=0))

@@ -84,7 +84,7 @@ def test_a_lost_node_costs_the_others_nothing(nodes, words, tmp_path):
 
 
 def test_neither_a_killed_driver_nor_ctrl_c_ends_a_sweep_for_good(nodes, words, tmp_path):
-    folder = sweeps.write_fake_sweep(tmp_path / "sweep", 3, n_epochs=50, seconds=0.3)
+    folder = sweeps.write_fake_sweep(tmp_path / "sweep", 3, n_epochs=25, seconds=0.3)
     runs = [folder / "train_0", folder / "train_1"]
     process = resume(folder, *words, **nodes.environment)
     wait_for(lambda: all(n_epochs(run) for run in runs), process)
@@ -105,7 +105,7 @@ def test_neither_a_killed_driver_nor_ctrl_c_ends_a_sweep_for_good(nodes, words, 
 
     finish(start(*sweeps.printed_command(output), **nodes.environment))
     assert states(folder) == ["finished"] * 3
-    assert [epochs(run) for run in runs] == [list(range(50))] * 2
+    assert [epochs(run) for run in runs] == [list(range(25))] * 2
 
 
 def test_all_runs_can_be_kept_on_one_node(nodes, words, tmp_path):

@@ -127,6 +127,16 @@ def test_several_interrupts_reach_the_command_as_one(here, code):
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_an_interrupt_reaches_what_a_shell_runs(here):
+    (here / "command.py").write_text(COUNTING)
+    thread = interrupt_when(here / "ready")
+    line = ["trap true INT; python", "command.py", "0; touch", "after"]
+    assert worker_fn(line, use_shell=True) == 0
+    thread.join()
+    assert (here / "seen").read_text() == "1"
+    assert (here / "after").exists()
+
+
 def test_a_command_that_does_not_handle_the_interrupt_is_a_success_too(here):
     code = "import pathlib, time; pathlib.Path('ready').touch(); time.sleep(600)"
     thread = interrupt_when(here / "ready")
