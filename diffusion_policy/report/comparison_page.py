@@ -3,6 +3,7 @@
 import html
 from collections.abc import Callable, Sequence
 
+from diffusion_policy.common.durations import describe_duration
 from diffusion_policy.report.bands import Band, average
 from diffusion_policy.report.charts import Curve, draw_chart
 from diffusion_policy.report.elements import (
@@ -10,7 +11,6 @@ from diffusion_policy.report.elements import (
     Links,
     bar,
     count,
-    duration,
     enumerate_words,
     group_style,
     highlight_yaml,
@@ -93,7 +93,9 @@ def _tiles(groups: Sequence[Group]) -> str:
     seconds = [run.seconds for run in runs if run.seconds is not None]
     if seconds:
         tiles.append(
-            tile("Training time", duration(sum(seconds)), f"of {count(len(seconds), 'run')}")
+            tile(
+                "Training time", describe_duration(sum(seconds)), f"of {count(len(seconds), 'run')}"
+            )
         )
     return f'<section class="tiles">{"".join(tiles)}</section>'
 

@@ -63,15 +63,6 @@ def where(run: Run, step: int) -> str:
     return f"epoch {run.epochs[step]}" if step in run.epochs else f"step {step:,}"
 
 
-def duration(seconds: float) -> str:
-    """``4.2 s``, ``42 s``, ``7 min``, ``1 h 23 min``."""
-    minutes = round(seconds / 60)
-    if minutes < 2:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
-
-
 def moment(timestamp: float) -> str:
     """A time of change in words."""
     return f"{datetime.datetime.fromtimestamp(timestamp):%Y-%m-%d %H:%M}"

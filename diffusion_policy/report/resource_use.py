@@ -3,8 +3,8 @@
 import html
 from collections.abc import Sequence
 
+from diffusion_policy.common.durations import describe_duration
 from diffusion_policy.report.elements import (
-    duration,
     enumerate_words,
     group_style,
     key_label,
@@ -81,7 +81,7 @@ def _facts(run: Run) -> dict[str, str]:
     host, device = _memory(run, "host"), _memory(run, "device")
     step = run.times.step_seconds if run.times is not None else None
     facts = {
-        "time": None if run.seconds is None else duration(run.seconds),
+        "time": None if run.seconds is None else describe_duration(run.seconds),
         "sessions": None if run.sessions is None else str(run.sessions),
         "per training step": None if step is None else _step_time(step),
         "peak memory": None if host is None else _gib(host),
@@ -94,7 +94,7 @@ def _row(member: Member, run: Run, style: str) -> list[str]:
     step = run.times.step_seconds if run.times is not None else None
     return [
         key_label(member.place.name, style),
-        number_cell(run.seconds, None if run.seconds is None else duration(run.seconds)),
+        number_cell(run.seconds, None if run.seconds is None else describe_duration(run.seconds)),
         number_cell(run.sessions, str(run.sessions)),
         number_cell(step, None if step is None else _step_time(step)),
         "–" if run.times is None else _stacked_bar(run.times),
@@ -109,7 +109,8 @@ def _stacked_bar(times: Times, style: str = "") -> str:
     total = sum(times.seconds.values()) or 1.0
     pieces = "".join(
         f'<span class="{_part_style(part)}" style="width:{100 * times.seconds[part] / total:.2f}%"'
-        f' title="{html.escape(_part_name(part))}: {duration(times.seconds[part])}"></span>'
+        f' title="{html.escape(_part_name(part))}: '
+        f'{describe_duration(times.seconds[part])}"></span>'
         for part in sorted(times.seconds, key=_order)
     )
     return f'<span class="stack {style}">{pieces}</span>'
@@ -120,7 +121,7 @@ def _parts_table(times: Times) -> str:
     rows = [
         [
             key_label(_part_name(part), _part_style(part)),
-            number_cell(seconds, duration(seconds)),
+            number_cell(seconds, describe_duration(seconds)),
             number_cell(seconds / total, f"{100 * seconds / total:.1f} %"),
         ]
         for part, seconds in times.seconds.items()

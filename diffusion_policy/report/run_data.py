@@ -11,6 +11,7 @@ from typing import Any
 
 from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.json_logger import iter_json_log
+from diffusion_policy.config.job import job_arguments
 from diffusion_policy.report.run_config import RunConfig, read_config
 from diffusion_policy.report.run_log import (
     RunLog,
@@ -26,7 +27,6 @@ CONFIG_PATH = pathlib.Path(".hydra", "config.yaml")  # in the folder of a run
 EVALUATION_NAME = "eval_log.json"
 CHECKPOINTS_NAME = "checkpoints"
 # Overrides that say where a run is, or which others were started with it.
-OF_ONE_RUN = re.compile(r"hydra\.(run\.dir|mode|job\.name|sweep\..*|launcher\..*)=|hydra/launcher=")
 # What is read of a run's folder, which changes as the run goes on.
 INPUT_NAMES = (
     LOG_NAME,
@@ -252,15 +252,7 @@ def _reproduce_command(folder: pathlib.Path) -> str | None:
     try:
         overrides = yaml.safe_load(path.read_text()) or []
         hydra = yaml.safe_load(hydra_path.read_text())["hydra"]
-        words = ["python", "train.py", f"--config-name={hydra['job']['config_name']}"]
-        words += [
-            f"--config-dir={source['path']}"
-            for source in hydra["runtime"]["config_sources"]
-            if source["provider"] == "command-line"
-        ]
-        words += overrides
-        words += [o for o in hydra["overrides"]["hydra"] if not OF_ONE_RUN.match(o)]
-        return shlex.join(words)
+        return shlex.join(["python", "train.py", *job_arguments(hydra, overrides)])
     except (yaml.YAMLError, KeyError, TypeError) as e:
         raise DataError(
             f"{path.parent} does not have the files that Hydra writes ({e!r}); restore it, or "

@@ -3,12 +3,12 @@
 import html
 from collections.abc import Iterable
 
+from diffusion_policy.common.durations import describe_duration
 from diffusion_policy.report.charts import Curve, draw_chart
 from diffusion_policy.report.elements import (
     EMPTY,
     Links,
     bar,
-    duration,
     highlight_yaml,
     moment,
     where,
@@ -70,7 +70,7 @@ def _tiles(run: Run) -> str:
     if run.seconds is not None:
         sessions = run.sessions or 1
         note = f"in {sessions} sessions" if sessions > 1 else "in one session"
-        tiles.append(tile("Training time", duration(run.seconds), note))
+        tiles.append(tile("Training time", describe_duration(run.seconds), note))
     losses = run.train_loss_means.values
     if losses:
         tiles.append(tile("Training loss", f"{losses[-1]:.4g}", "mean of the last full epoch"))
