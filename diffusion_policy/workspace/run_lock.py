@@ -29,6 +29,8 @@ def locked_run(run_dir: str | pathlib.Path, patience_s: float = PATIENCE_S) -> I
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout:
+            if patience_s == 0:
+                raise
             logger.warning(
                 "Another process trains in %s; waiting %g s for its end", run_dir, patience_s
             )
