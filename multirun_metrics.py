@@ -51,7 +51,11 @@ import click
 @click.option("--name", help="wandb run name.  [default: logging.name in config.yaml]")
 @click.option("--id", help="wandb run id.  [default: one per sweep]")
 @click.option("--group", help="wandb group.  [default: logging.group in config.yaml]")
-@click.option("--until_done", is_flag=True, help="End when every seed has made its last rollout.")
+@click.option(
+    "--until_done",
+    is_flag=True,
+    help="End when every seed that has a folder has made its last rollout.",
+)
 def main(sweep_dir, keys, interval, replace_slash, index_key, use_wandb, until_done, **wandb):
     from diffusion_policy.workspace.command_line import errors_as_sentences
 

@@ -59,7 +59,8 @@ def run_monitor(
     if not seed_folders(sweep_dir):
         raise DataError(
             f"{sweep_dir} has no folders train_0, train_1, ...; name the folder of a sweep, as "
-            "ray_train_multirun.py prints it."
+            "ray_train_multirun.py prints it (Hydra's own sweeps have them with "
+            "hydra.sweep.subdir='train_${hydra.job.num}')."
         )
     last_rollout = last_rollout_epoch(_read_config(sweep_dir)) if until_done else None
     metrics_dir = _make_folder(sweep_dir / METRICS_DIR)
@@ -111,9 +112,13 @@ def _watch(
 
 
 def _read_config(sweep_dir: pathlib.Path) -> dict[str, Any]:
+    """The configuration of a sweep; of one of Hydra's own, which has none, that of its first run."""
     import yaml
 
     path = sweep_dir / CONFIG_NAME
+    of_first_run = seed_folders(sweep_dir)[0] / ".hydra" / CONFIG_NAME
+    if not path.exists() and of_first_run.exists():
+        path = of_first_run
     try:
         config = yaml.safe_load(path.read_bytes())
     except (OSError, yaml.YAMLError) as e:

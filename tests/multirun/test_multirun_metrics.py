@@ -1,5 +1,6 @@
 """multirun_metrics.py as a process: how it ends, what it says, and kill -9 at any moment."""
 
+import json
 import os
 import pathlib
 import signal
@@ -160,6 +161,16 @@ def test_the_last_rollout_is_the_last_multiple_of_its_interval(training, expecte
 def test_until_done_needs_a_configuration_that_says_when(config):
     with pytest.raises(ConfigError, match=r"training\.rollout_every=None"):
         last_rollout_epoch(config)
+
+
+def test_a_sweep_of_hydra_has_the_configuration_of_its_first_run(sweep):
+    text = json.dumps({"training": {"num_epochs": 3, "rollout_every": 2}})
+    folder = sweep.folder / "train_0" / ".hydra"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(text)
+    for seed in range(3):
+        sweep.epochs(seed, 0, 1, 2)
+    assert run_monitor(sweep.folder, [KEY], until_done=True) is not None
 
 
 @pytest.mark.parametrize("content", [None, "[1, 2]", "a: {"])
