@@ -112,7 +112,7 @@ def _watch(
 
 
 def _read_config(sweep_dir: pathlib.Path) -> dict[str, Any]:
-    """The configuration of a sweep; of one of Hydra's own, which has none, that of its first run."""
+    """The configuration of a sweep; for one of Hydra's own, which has none, its first run's."""
     import yaml
 
     path = sweep_dir / CONFIG_NAME
