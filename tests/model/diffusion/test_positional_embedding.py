@@ -10,7 +10,10 @@ def test_the_original_is_reproduced(golden):
     for case in cases:
         embed = SinusoidalPosEmb(case["dim"])
         for given, expected in (("x", "out"), ("xf", "outf")):
-            torch.testing.assert_close(embed(case[given]), case[expected], rtol=1e-5, atol=1e-6)
+            # A sine is as exact as its angle, whose last bit depends on the processor's exp
+            rounding = case[given].abs().max().item() * 2 * torch.finfo(torch.float32).eps
+            actual = embed(case[given])
+            torch.testing.assert_close(actual, case[expected], rtol=1e-5, atol=1e-6 + rounding)
 
 
 def test_sines_come_first_then_cosines():
