@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Iterator
 
@@ -17,6 +18,7 @@ from diffusion_policy.multirun.sweep import Sweep
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
+MONITOR_PATIENCE_S = 15.0
 N_SIGNALS = 2  # the first interrupts, the second kills; another one ends this process
 
 
@@ -150,8 +152,12 @@ class Launcher:
             self._backend.kill()
 
     def _end_monitor(self, stop: StopSignals) -> None:
-        self._monitor.interrupt()
+        asked = -math.inf
         while self._monitor.is_running() and stop.count < N_SIGNALS:
+            # Again after a while: a monitor that was only just started may not have heard it.
+            if time.monotonic() - asked > MONITOR_PATIENCE_S:
+                self._monitor.interrupt()
+                asked = time.monotonic()
             time.sleep(POLL_S)
         self._monitor.kill()
         try:
