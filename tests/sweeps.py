@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 
-import psutil
 from omegaconf import OmegaConf
 
 TESTS = pathlib.Path(__file__).resolve().parent
@@ -119,26 +118,6 @@ def n_interrupts(run_dir) -> int:
 def pid(run_dir) -> int:
     """Of the fake_train.py that was started last."""
     return int((run_dir / "pid").read_text())
-
-
-def is_alive(number) -> bool:
-    try:
-        return psutil.Process(number).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
-def children(process, *words) -> list[psutil.Process]:
-    """Descendants of a process that have these words in their command lines."""
-    found = []
-    for child in psutil.Process(process.pid).children(recursive=True):
-        try:
-            command = child.cmdline()
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):
-            continue
-        if all(any(word in part for part in command) for word in words):
-            found.append(child)
-    return found
 
 
 def printed_command(output) -> list[str]:

@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import time
 from collections.abc import Iterator
 
@@ -18,7 +17,6 @@ from diffusion_policy.multirun.sweep import Sweep
 log = logging.getLogger(__name__)
 
 POLL_S = 0.2
-MONITOR_PATIENCE_S = 15.0
 N_SIGNALS = 2  # the first interrupts, the second kills; another one ends this process
 
 
@@ -69,6 +67,7 @@ class Launcher:
             DiffusionPolicyError: The folder of the sweep cannot be written.
         """
         with stop_signals(N_SIGNALS) as stop, self._everything_ends():
+            self._monitor.start()
             for task in self._status.names(State.WAITING):
                 self._submit(task)
             while self._open:
@@ -152,12 +151,8 @@ class Launcher:
             self._backend.kill()
 
     def _end_monitor(self, stop: StopSignals) -> None:
-        asked = -math.inf
+        self._monitor.interrupt()
         while self._monitor.is_running() and stop.count < N_SIGNALS:
-            # Again after a while: a monitor that was only just started may not have heard it.
-            if time.monotonic() - asked > MONITOR_PATIENCE_S:
-                self._monitor.interrupt()
-                asked = time.monotonic()
             time.sleep(POLL_S)
         self._monitor.kill()
         try:

@@ -35,6 +35,14 @@ class MonitorProcess:
         self._retries_left = max_retries
         self._attempts = 0
         self._console = sweep.folder / METRICS_DIR / CONSOLE_NAME
+        self._process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        """Starts the monitor.
+
+        Call it where this process handles SIGINT: where it ignores it, as in the background of a
+        shell, the new process would not hear :meth:`interrupt` until it listens itself.
+        """
         self._process = self._start()
 
     def look_after(self) -> None:

@@ -102,6 +102,12 @@ class RolloutLog:
         row = self._parse(line)
         if not any(key in row for key in self._keys):
             return
+        for name in self._columns & row.keys():
+            if not isinstance(row[name], int | float):
+                raise DataError(
+                    f"A line of {self.path} has {name}={row[name]!r}, and a number is expected; "
+                    "delete that line, or restore the file."
+                )
         step = row.get("global_step")
         while self.rows and step is not None and self.rows[-1].get("global_step", -1) >= step:
             self.rows.pop()

@@ -4,6 +4,7 @@ import datetime
 import html
 import os
 import pathlib
+import re
 import urllib.parse
 from collections.abc import Sequence
 
@@ -81,7 +82,5 @@ def enumerate_words(words: Sequence[str], limit: int = 6) -> str:
 
 def highlight_yaml(text: str) -> str:
     """Escaped YAML with its keys marked up; the text stays as it is, to be copied."""
-    import re
-
     key = re.compile(r"^(\s*(?:- )*)([\w./-]+)(?=:(?:\s|$))", re.MULTILINE)
     return key.sub(r"\1<i>\2</i>", html.escape(text))

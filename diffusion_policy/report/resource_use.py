@@ -13,16 +13,7 @@ from diffusion_policy.report.groups import Group, Member
 from diffusion_policy.report.run_data import Run
 from diffusion_policy.report.run_log import Times
 from diffusion_policy.report.shell import number_cell, section, table
-
-# Parts of an epoch as training names them, in the order of their colors. Others have the last one.
-PARTS = {
-    "step": "training steps",
-    "data_wait": "waiting for data",
-    "rollout": "rollouts",
-    "validation": "validation",
-    "sampling": "sampling check",
-    "checkpoint": "checkpoints",
-}
+from diffusion_policy.workspace.stopwatch import PARTS
 
 
 def run_resources_section(run: Run) -> str:
@@ -134,6 +125,7 @@ def _part_name(part: str) -> str:
 
 
 def _order(part: str) -> tuple[int, str]:
+    """Decides the color, too. Parts that others have measured share the last one."""
     return (list(PARTS).index(part) if part in PARTS else len(PARTS), part)
 
 

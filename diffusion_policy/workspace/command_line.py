@@ -157,7 +157,7 @@ def _hint_when_interrupted(output_dir: str | None) -> Iterator[None]:
         if output_dir is not None and not is_launched_by_us():
             override = f"hydra.run.dir={output_dir}"
             if process_count() == 1:
-                arguments = [a for a in sys.argv if not a.startswith(_JOB_NAME)]
+                arguments = [a for a in sys.argv if not a.startswith((_JOB_NAME, "hydra.run.dir="))]
                 command = shlex.join(["python", *arguments, override])
                 sys.stderr.write(f"\ninterrupted; this continues the run: {command}\n")
             else:

@@ -10,14 +10,12 @@ import torch
 
 from diffusion_policy.common.durations import describe_duration
 from diffusion_policy.common.machine import peak_memory
-from diffusion_policy.workspace.stopwatch import PREFIX
+from diffusion_policy.workspace.stopwatch import PARTS, PREFIX
 
 logger = logging.getLogger(__name__)
 
-# What an epoch consists of, and the option that says in which epochs; None: in all.
-PARTS = {
-    "data_wait": None,
-    "step": None,
+# The option that says which epochs have a part; the other parts belong to all.
+CADENCE = {
     "rollout": "rollout_every",
     "validation": "val_every",
     "sampling": "sample_every",
@@ -79,7 +77,7 @@ class Forecast:
         end = _moment(self.remaining_seconds())
         if is_first and self.next_epoch < self.n_epochs:
             spent = ", ".join(
-                f"{part.replace('_', ' ')} {describe_duration(values[0])}"
+                f"{PARTS[part]} {describe_duration(values[0])}"
                 for part, values in self._seconds.items()
                 if values[0] >= 0.5
             )
@@ -97,7 +95,7 @@ class Forecast:
         epochs = range(self.next_epoch, self.n_epochs)
         seconds = 0.0
         for part, values in self._seconds.items():
-            every = PARTS[part]
+            every = CADENCE.get(part)
             n_due = len(epochs) if every is None else sum(self._is_due(every, e) for e in epochs)
             seconds += n_due * sum(values) / len(values)
         return seconds
@@ -106,6 +104,8 @@ class Forecast:
 def describe_run(workspace: Any) -> str:
     """What a training is about to do and what memory it will need, in two sentences."""
     first, n_epochs = workspace.epoch, workspace.settings.num_epochs
+    if first >= n_epochs:
+        return f"All {n_epochs} epochs are done; a larger training.num_epochs trains on."
     n_batches, batch_size = workspace.batches_per_epoch, workspace.cfg.dataloader.get("batch_size")
     model = list(workspace.model.parameters())
     trained = [p for p in model if p.requires_grad]
@@ -118,10 +118,8 @@ def describe_run(workspace: Any) -> str:
         if torch.is_tensor(value)
     )
     moments = moments or 2 * _bytes(trained)  # before its first step; Adam and its kin keep two
-    needed, checkpoint = (
-        weights + averages + moments + _bytes(trained),
-        weights + averages + moments,
-    )
+    checkpoint = weights + averages + moments
+    needed = checkpoint + _bytes(trained)  # gradients
     n_checkpoints = workspace.cfg.checkpoint.topk.k + bool(workspace.cfg.checkpoint.save_last_ckpt)
     return (
         f"Epochs {first} to {n_epochs - 1}, {n_batches:,} batches of {batch_size} each: "

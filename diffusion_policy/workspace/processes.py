@@ -1,11 +1,11 @@
 """The processes that train one run together, and how they share its batches.
 
 Process 0 leads: it has the command line, it alone writes, rolls out and validates. The others
-follow: they get configuration and run directory from it and compute their rows of
-every batch. ``dataloader.batch_size`` is the size of the whole batch, whatever the number of
-processes, and every row sees the same random numbers (:mod:`diffusion_policy.common.draws`), so
-the losses are those of one process, up to rounding; dropout and batch statistics excepted, which
-each process has for itself.
+follow: they get configuration and run directory from it and compute their rows of every batch.
+``dataloader.batch_size`` is the size of the whole batch, whatever the number of processes, and
+every row sees the same random numbers (:mod:`diffusion_policy.common.draws`), so the losses are
+those of one process, up to rounding; dropout and batch statistics excepted, which each process has
+for itself.
 
 Hugging Face Accelerate averages the gradients (torch's DistributedDataParallel) and computes in
 mixed precision. The common case, one process and single precision, does not import it.
@@ -89,7 +89,8 @@ class Processes:
         self.device = resolve_device(training.device)
         if self.count > 1 or self.mixed_precision != "no":
             self._accelerator = self._make_accelerator()
-            self.device = self._accelerator.device
+        if self.count > 1 and self.device.type != "cpu":
+            self.device = self._accelerator.device  # the GPU of this process
 
     @property
     def is_main(self) -> bool:
@@ -109,6 +110,7 @@ class Processes:
         # Policies have parameters that no loss reaches: frozen ones, placeholders of old names.
         ddp = DistributedDataParallelKwargs(find_unused_parameters=True)
         return Accelerator(
+            device_placement=False,  # the policy is where it belongs already
             cpu=self.device.type == "cpu",
             mixed_precision=self.mixed_precision,
             kwargs_handlers=[ddp],

@@ -6,6 +6,16 @@ from collections.abc import Iterable, Iterator
 
 PREFIX = "time/"  # of these records' keys
 
+# The parts of an epoch that a training measures, and what people call them.
+PARTS = {
+    "step": "training steps",
+    "data_wait": "waiting for data",
+    "rollout": "rollouts",
+    "validation": "validation",
+    "sampling": "sampling check",
+    "checkpoint": "checkpoints",
+}
+
 
 class Stopwatch:
     """Adds up the seconds spent on the named parts of an epoch.

@@ -62,6 +62,7 @@ class TrainBETLowdimWorkspace(TrainWorkspace):
         return {"train_loss": loss, **parts}
 
     def clip_gradients(self) -> None:
+        super().clip_gradients()
         torch.nn.utils.clip_grad_norm_(
             self.policy.state_prior.parameters(), self.cfg.training.grad_norm_clip
         )

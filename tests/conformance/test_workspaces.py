@@ -1,11 +1,13 @@
 """A run of any method: what it leaves behind, that a kill costs nothing, that it evaluates."""
 
+import contextlib
 import itertools
 
 import pytest
 import torch
 from runs import assert_equal, build, latest, read_log, read_state, train, train_until
 
+from diffusion_policy.common.draws import PartOfBatch, get_generators
 from diffusion_policy.workspace.evaluation import evaluate
 
 
@@ -86,3 +88,30 @@ def test_evaluation_uses_the_moving_average_where_there_is_one(run):
             not torch.equal(value, state_dicts["model"][key])
             for key, value in state_dicts["ema_model"].items()
         )
+
+
+def test_parts_of_a_batch_have_together_the_loss_of_the_whole(run, dataset, monkeypatch):
+    """What several processes rely on; a loss draws its random numbers by ``draw_rows``."""
+    if not hasattr(run.workspace.model, "compute_loss"):
+        pytest.skip("its own optimizer makes it a matter of one process")
+    model = run.workspace.model.train()
+    for module in model.modules():  # each process has dropout of its own
+        for name, value in list(vars(module).items()):
+            if isinstance(value, float) and (name == "p" or "drop" in name):
+                monkeypatch.setattr(module, name, 0.0)
+    indices = [0, 1, len(dataset) // 2, len(dataset) - 1, 2]
+
+    def losses(rows, **part):
+        torch.manual_seed(0)
+        with PartOfBatch(**part).active() if part else contextlib.nullcontext():
+            return run.workspace.losses(dataset.get_batch([indices[row] for row in rows]))
+
+    whole = losses(range(5))
+    together = dict.fromkeys(whole, 0.0)
+    for rows in (range(3), range(3, 5)):
+        own = get_generators(torch.device("cpu"))
+        part = {"start": rows.start, "stop": rows.stop, "n_rows": 5, "own_stream": own}
+        for key, value in losses(rows, **part, device=torch.device("cpu")).items():
+            together[key] = together[key] + value * len(rows) / 5
+    for key, value in whole.items():
+        torch.testing.assert_close(together[key], value, rtol=1e-3, atol=1e-4)

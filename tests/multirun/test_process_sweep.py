@@ -6,10 +6,10 @@ import shlex
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import sweeps
+from child_processes import children, is_alive, wait_until_gone
 from omegaconf import OmegaConf
 from runs import assert_same_outcome, read_log
 from sweeps import attempts, epochs, finish, n_epochs, resume, start, states, wait_for
@@ -39,7 +39,7 @@ def test_a_killed_training_is_tried_again_and_loses_nothing(tiny_config, tmp_pat
     words = [f"--config-dir={tmp_path}", "--config-name=published.yaml", "--seeds=7,8", *PROCESS]
     process = start(*words, "--max_retries=1", "--", "training.lr_warmup_steps=3")
     wait_for(lambda: n_epochs(folder / "train_0") > 12, process)
-    [trainer] = sweeps.children(process, "train.py", str(folder / "train_0"))
+    [trainer] = children(process, "train.py", str(folder / "train_0"))
     trainer.kill()
     output = finish(process)
 
@@ -126,10 +126,10 @@ def test_a_second_signal_kills(tmp_path):
     process.send_signal(signal.SIGINT)
     wait_for(lambda: (folder / "train_0" / "signals").exists(), process)
     number = sweeps.pid(folder / "train_0")
-    assert sweeps.is_alive(number)
+    assert is_alive(number)
     process.send_signal(signal.SIGINT)
     finish(process, exit_code=130)
-    assert not sweeps.is_alive(number)
+    assert not is_alive(number)
     assert states(folder) == ["interrupted"]
 
 
@@ -140,14 +140,11 @@ def test_a_killed_driver_leaves_no_orphans_and_the_sweep_continues(tmp_path):
     # two commands for one sweep would be in each other's way
     refusal = finish(resume(folder, *PROCESS), exit_code=1)
     assert f"error: another process runs the sweep in {folder}" in refusal
-    descendants = sweeps.children(process)
+    descendants = children(process)
     assert len(descendants) == 3, "two runs and a monitor"
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 30
-    while any(sweeps.is_alive(child.pid) for child in descendants):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until_gone(*(child.pid for child in descendants))
     assert states(folder) == ["running", "running"]
     finish(resume(folder, *PROCESS))
     assert states(folder) == ["finished", "finished"]
@@ -158,16 +155,28 @@ def test_a_killed_driver_leaves_no_orphans_and_the_sweep_continues(tmp_path):
 def test_the_monitor_is_started_again_and_the_runs_do_not_depend_on_it(tmp_path, n_retries):
     folder = sweeps.write_fake_sweep(tmp_path / "sweep", n_epochs=20, seconds=0.2)
     process = resume(folder, *PROCESS, f"--monitor_max_retires={n_retries}")
-    [monitor] = wait_for(lambda: sweeps.children(process, "multirun_metrics.py"), process)
+    [monitor] = wait_for(lambda: children(process, "multirun_metrics.py"), process)
     wait_for(lambda: n_epochs(folder / "train_0") > 2, process)
     monitor.kill()
     if n_retries:
-        wait_for(lambda: sweeps.children(process, "multirun_metrics.py"), process)
+        wait_for(lambda: children(process, "multirun_metrics.py"), process)
     output = finish(process)
     assert ("it is started again" in output) == (n_retries > 0)
     assert ("is not started again" in output) == (n_retries == 0)
     assert states(folder) == ["finished", "finished"]
     assert json.loads((folder / "metrics" / "metrics.json").read_text())["epoch"] == 19
+
+
+def test_a_sweep_ends_where_sigint_is_ignored(tmp_path):
+    """As in the background of a shell; its monitor must hear the end all the same."""
+    folder = sweeps.write_fake_sweep(tmp_path / "sweep", n_epochs=2)
+    finish(resume(folder, *PROCESS))
+    earlier = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = resume(folder, *PROCESS)
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    finish(process)
 
 
 def test_a_finished_sweep_has_nothing_to_do(tmp_path):

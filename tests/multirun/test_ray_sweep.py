@@ -3,12 +3,12 @@
 import json
 import re
 import signal
-import time
 
 import psutil
 import pytest
 import ray_nodes
 import sweeps
+from child_processes import wait_until_gone
 from sweeps import attempts, epochs, finish, n_epochs, resume, start, states, wait_for
 
 pytestmark = pytest.mark.xdist_group("ray")
@@ -40,13 +40,6 @@ def worker(run_dir) -> psutil.Process:
     return trainer(run_dir).parent()
 
 
-def wait_until_gone(numbers) -> None:
-    deadline = time.monotonic() + 60
-    while any(map(sweeps.is_alive, numbers)):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_killed_trainings_and_workers_are_tried_again(nodes, words, tmp_path):
     folder = sweeps.write_fake_sweep(tmp_path / "sweep", n_epochs=40, seconds=0.2)
     process = resume(folder, *words, "--max_retries=1", **nodes.environment)
@@ -55,7 +48,7 @@ def test_killed_trainings_and_workers_are_tried_again(nodes, words, tmp_path):
     trainer(runs[0]).kill()
     orphan = trainer(runs[1])
     worker(runs[1]).kill()
-    wait_until_gone([orphan.pid])
+    wait_until_gone(orphan.pid)
     output = finish(process)
     assert states(folder) == ["finished", "finished"]
     assert attempts(folder) == [2, 2]
@@ -91,7 +84,7 @@ def test_neither_a_killed_driver_nor_ctrl_c_ends_a_sweep_for_good(nodes, words, 
     orphans = [sweeps.pid(run) for run in runs]
     process.kill()
     process.communicate()
-    wait_until_gone(orphans)
+    wait_until_gone(*orphans)
     assert states(folder) == ["running", "running", "waiting"]
 
     before = [n_epochs(run) for run in runs]

@@ -129,3 +129,10 @@ def test_a_log_that_cannot_be_read_is_named(sweep, log):
     log.path.mkdir()
     with pytest.raises(DataError, match=r"Cannot read the log .*train_0"):
         log.update()
+
+
+@pytest.mark.parametrize("damage", [{"test/mean_score": "good"}, {"epoch": None}])
+def test_what_is_no_number_is_one_sentence(sweep, log, damage):
+    sweep.append(0, json.dumps(sweep.row(0, 0) | damage) + "\n")
+    with pytest.raises(DataError, match=r"has \S+=.*, and a number is expected"):
+        log.update()

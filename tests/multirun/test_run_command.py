@@ -12,7 +12,7 @@ import threading
 import time
 
 import pytest
-import sweeps
+from child_processes import is_alive, wait_until_gone
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.multirun.run_command import (
@@ -190,7 +190,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
     assert wait_for_end(start_command(python(code))) == (-signal.SIGKILL, False)
     number = int((here / "child").read_text())
-    wait_until(lambda: not sweeps.is_alive(number))
+    wait_until_gone(number)
 
 
 def test_a_command_does_not_outlive_its_parent(here):
@@ -202,10 +202,10 @@ worker_fn(["python", "-c",
     parent = subprocess.Popen([sys.executable, "-c", code])
     wait_until(lambda: (here / "p").exists() and (here / "p").read_text())
     number = int((here / "p").read_text())
-    assert sweeps.is_alive(number)
+    assert is_alive(number)
     parent.kill()
     parent.wait()
-    wait_until(lambda: not sweeps.is_alive(number))
+    wait_until_gone(number)
 
 
 def test_kill_ends_the_whole_session(here):
@@ -214,7 +214,7 @@ def test_kill_ends_the_whole_session(here):
     number = int((here / "child").read_text())
     kill(process)
     assert process.returncode == -signal.SIGKILL
-    wait_until(lambda: not sweeps.is_alive(number))
+    wait_until_gone(number)
     kill(process)  # harmless
 
 

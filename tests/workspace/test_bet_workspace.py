@@ -135,6 +135,25 @@ def test_the_gradient_of_every_batch_is_clipped(bet_config, tmp_path):
     assert rates == [1e-4] * len(rates)
 
 
+def test_a_norm_for_all_gradients_counts_beside_that_of_the_prior(bet_config, tmp_path):
+    options = [
+        "training.num_epochs=1",
+        "training.grad_norm_clip=100",
+        "++training.max_grad_norm=1e-3",
+    ]
+    workspace = build(bet_config(*options), tmp_path)
+    norms = []
+
+    def before_the_step(*_):
+        grads = [p.grad.norm() for p in workspace.policy.parameters() if p.grad is not None]
+        norms.append(torch.stack(grads).norm().item())
+
+    workspace.optimizer.register_step_pre_hook(before_the_step)
+    workspace.run()
+    assert norms == pytest.approx([1e-3] * len(norms), rel=1e-2)
+    assert norms
+
+
 def test_a_configuration_with_interpolations_is_saved_resolved(bet_config, tmp_path):
     cfg = bet_config("training.num_epochs=1", "training.max_train_steps=1")
     cfg.policy.horizon = "${horizon}"

@@ -34,7 +34,7 @@ def test_the_first_epoch_is_summed_up(caplog):
     forecast = make()
     end = forecast.after_epoch({"time/step": 36.0, "time/rollout": 60.0, "time/data_wait": 0.1})
     assert end in caplog.text
-    assert "step 36 s, rollout 60 s;" in caplog.text
+    assert "training steps 36 s, rollouts 60 s;" in caplog.text
     assert "(in 1 h 01 min)" in end
     forecast.after_epoch({"time/step": 36.0})
     assert caplog.text.count("first epoch") == 1
@@ -74,3 +74,7 @@ def test_a_run_says_what_it_will_need(tiny_config, tmp_path, caplog):
     assert f"Epochs 0 to 1, {n_batches} batches of 32 each: {2 * n_batches} steps." in caplog.text
     assert f"{n_parameters / 1e6:.1f} M parameters" in caplog.text
     assert "up to 6 checkpoints" in caplog.text
+
+    caplog.clear()
+    train(tiny_config("training.num_epochs=2"), tmp_path)
+    assert "All 2 epochs are done" in caplog.text

@@ -9,8 +9,14 @@ import sys
 import time
 
 import pytest
+import torch
+from child_processes import children, wait_until_gone
 from omegaconf import OmegaConf
 from runs import LOG, assert_same_outcome, latest, read_lines, read_log, read_state
+
+from diffusion_policy.common.errors import ConfigError, DeviceError
+from diffusion_policy.workspace import processes
+from diffusion_policy.workspace.processes import Processes
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu"]
@@ -54,23 +60,10 @@ def wait_for_lines(run_dir, n, process):
         time.sleep(0.005)
 
 
-def children_of(pid):
-    path = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in path.read_text().split()]
-
-
-def assert_gone(pids):
-    deadline = time.monotonic() + 30
-    while any(pathlib.Path(f"/proc/{pid}/stat").exists() and not is_zombie(pid) for pid in pids):
-        assert time.monotonic() < deadline, "a process of the run lives on"
-        time.sleep(0.05)
-
-
-def is_zombie(pid):
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
+def processes_of(launcher):
+    """Process ids of the two that share the batches."""
+    first, second = children(launcher, "diffusion_policy.workspace.command_line")
+    return first.pid, second.pid
 
 
 def assert_close_losses(run_dir, other):
@@ -82,9 +75,11 @@ def assert_close_losses(run_dir, other):
 
 
 def test_two_processes_have_the_losses_of_one(tiny_config, start, tmp_path):
-    # 31 items of 33 rows and a last batch that cannot be halved; the second epoch needs the
-    # generators of the first one's validation, the third a resume by a single process
-    options = ["dataloader.batch_size=31", "training.num_epochs=2"]
+    # Batches of which one process has twice as many rows as the other, and steps that are large
+    # enough to show it; a second epoch, whose random numbers follow those of the first one's
+    # validation; and a third, after a resume
+    options = ["dataloader.batch_size=3", "training.max_train_steps=8", "optimizer.lr=3e-3"]
+    options += ["training.lr_warmup_steps=0", "training.num_epochs=2"]
     cfg = tiny_config(*options)
     one = start(cfg, tmp_path / "one")
     two = start(cfg, tmp_path / "two", "training.num_processes=2")
@@ -132,18 +127,18 @@ def test_accelerate_launch_and_a_killed_process(tiny_config, start, tmp_path):
 
     process = start(cfg, killed, "training.num_processes=2")
     wait_for_lines(killed, 12, process)
-    first, second = children_of(process.pid)
+    first, second = processes_of(process)
     os.kill(second, signal.SIGKILL)  # one of the two
     output = finish(process, code=128 + signal.SIGKILL)
     assert re.search(r"error: process \d of 2 was killed by SIGKILL; the run continues", output)
-    assert_gone([first, second])
+    wait_until_gone(first, second)
 
     process = start(cfg, killed, "training.num_processes=2")
     wait_for_lines(killed, 24, process)
-    ranks = children_of(process.pid)
+    ranks = processes_of(process)
     process.kill()  # the launcher
     process.communicate(timeout=60)
-    assert_gone(ranks)
+    wait_until_gone(*ranks)
 
     finish(start(cfg, killed, "training.num_processes=2"))
     finish(whole)
@@ -155,13 +150,13 @@ def test_ctrl_c_ends_all_and_says_how_to_go_on(tiny_config, start, tmp_path):
     run_dir = tmp_path / "run"
     process = start(cfg, run_dir, "training.num_processes=2")
     wait_for_lines(run_dir, 12, process)
-    ranks = children_of(process.pid)
+    ranks = processes_of(process)
     process.send_signal(signal.SIGINT)
     output = finish(process, code=130)
     assert output.count("interrupted") == 1
-    assert f"hydra.run.dir={run_dir}" in output.splitlines()[-1]
+    assert output.splitlines()[-1].count(f"hydra.run.dir={run_dir}") == 1
     assert "Traceback" not in output
-    assert_gone(ranks)
+    wait_until_gone(*ranks)
     assert latest(run_dir).is_file()
 
 
@@ -184,6 +179,23 @@ def test_a_launcher_and_another_number_in_the_configuration(tiny_config, start, 
     process = start(tiny_config(), tmp_path / "r", "training.num_processes=3", launcher=launcher)
     output = finish(process, code=1)
     assert "training.num_processes is 3, but 2 processes were launched" in output
+
+
+def test_more_processes_than_gpus_is_one_sentence(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(processes, "resolve_device", lambda name: torch.device("cuda:0"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(DeviceError, match=r"2 processes .* 1 GPUs; set training.num_processes"):
+        Processes(OmegaConf.create({"device": "cuda:0", "seed": 1}))
+
+
+def test_a_process_that_sees_another_run_directory_says_so(monkeypatch):
+    members = Processes(OmegaConf.create({"device": "cpu", "seed": 1}))
+    members.check_agreement("the checkpoint", True, "share the folder")
+    monkeypatch.setattr(processes, "exchange", lambda value: not value)  # process 0 differs
+    with pytest.raises(ConfigError, match=r"the checkpoint is True .* but False .*; share the"):
+        members.check_agreement("the checkpoint", True, "share the folder")
 
 
 def test_times_are_kept_beside_the_log(tiny_config, start, tmp_path):

@@ -49,6 +49,18 @@ def test_a_second_process_waits_for_the_end_of_the_first(other_process, tmp_path
     assert "Another process trains in" in caplog.text
 
 
+def test_a_file_system_without_locks_is_used_with_a_warning(tmp_path, monkeypatch, caplog):
+    import filelock
+
+    def refuse(self, *args, **kwargs):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    with locked_run(tmp_path):
+        pass
+    assert "has no locks" in caplog.text
+
+
 def test_a_killed_process_holds_nothing(other_process, tmp_path):
     process = other_process(300)
     process.kill()
