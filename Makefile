@@ -3,6 +3,7 @@
 #   make demo-image   the same with a policy that looks at images
 #   make test         lint, import contract, types, tests
 #   make lint         only the first three
+#   make attack       the long form of tests/attack: tries to break the promises, prints a table
 #   make bench        speed, as ratios within one run
 PYTHON ?= python3
 VENV   ?= .venv
@@ -12,7 +13,10 @@ RUN    ?= data/outputs/demo_pusht
 # The newest torch wheel that PyPI serves carries CUDA; a CPU build named in the constraints keeps installs small.
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo demo-image test lint bench install install-dev system-packages clean
+# Each attack ends when it has tried everything, or after so many seconds.
+ATTACK_SECONDS ?= 600
+
+.PHONY: demo demo-image test attack lint bench install install-dev system-packages clean
 .DEFAULT_GOAL := help
 
 help:
@@ -53,6 +57,9 @@ lint: install-dev
 
 test: lint system-packages
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+
+attack: install-dev system-packages
+	OMP_NUM_THREADS=1 ATTACK_SECONDS=$(ATTACK_SECONDS) $(BIN)/python -m pytest tests/attack -n auto --dist loadgroup --timeout 0
 
 bench: install-dev
 	@for f in benchmarks/bench_*.py; do echo "== $$f"; $(BIN)/python $$f || exit 1; done
