@@ -148,7 +148,12 @@ def _size(n_bytes: int) -> str:
 def newest_other_checkpoint(path: str | Path) -> Path | None:
     """The most recently written ``*.ckpt`` beside ``path``: what messages offer instead of it."""
     path = Path(path)
-    others = [p for p in path.parent.glob("*.ckpt") if p.name != path.name and p.stat().st_size > 0]
+    others = [
+        other
+        for other in path.parent.glob("*.ckpt")
+        # links may lead nowhere
+        if other.name != path.name and other.is_file() and other.stat().st_size > 0
+    ]
     return max(others, key=lambda p: p.stat().st_mtime, default=None)
 
 

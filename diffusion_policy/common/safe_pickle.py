@@ -249,7 +249,7 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
     """Tells a whole torch file from everything else, before anything in it is interpreted."""
     size = path.stat().st_size
     if size == 0:
-        raise CheckpointError(f"checkpoint {path} is empty; delete it and {_instead(path)}")
+        raise CheckpointError(f"checkpoint {path} is empty; {_delete_it(path)}")
     if file.read(4) != b"PK\x03\x04":
         raise CheckpointError(
             f"{path} is not a checkpoint (those are zip files written by torch.save); "
@@ -257,8 +257,7 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
         )
     if not zipfile.is_zipfile(file):
         raise CheckpointError(
-            f"checkpoint {path} is incomplete: it breaks off after {size} bytes; delete it and "
-            f"{_instead(path)}"
+            f"checkpoint {path} is incomplete: it breaks off after {size} bytes; {_delete_it(path)}"
         )
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
@@ -272,8 +271,8 @@ def _check_archive(path: Path, file: BinaryIO) -> None:
         damaged = archive.testzip()
     if damaged is not None:
         raise CheckpointError(
-            f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong; delete it "
-            f"and {_instead(path)}"
+            f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong; "
+            f"{_delete_it(path)}"
         )
     file.seek(0)
 
@@ -291,6 +290,19 @@ def _check_payload(path: Path, payload: object) -> None:
     raise CheckpointError(
         f"{path} holds {found}, but a diffusion_policy checkpoint is a dict of cfg, state_dicts "
         f"and pickles; {_instead(path)}"
+    )
+
+
+def _delete_it(path: Path) -> str:
+    """What to do about a damaged file; ``workspace/resume.py`` keeps what it promises."""
+    if newest_other_checkpoint(path) is None:
+        return (
+            f"delete it: there is no other checkpoint in {path.parent}, so a training that is "
+            "started again begins anew, and its old log is kept"
+        )
+    return (
+        f"delete it: {_instead(path)}, and a training that is started again continues from the "
+        "newest one that is left"
     )
 
 
