@@ -30,9 +30,10 @@ CHECKPOINT = {
     "save_last_snapshot": False,
 }
 MULTI_RUN = {"run_dir": f"data/outputs/{RUN}", "wandb_name_base": RUN_NAME}
+# Not as published, where two jobs of one second shared a directory (no published tree has it).
 HYDRA = {
-    "run.dir": f"data/outputs/{RUN}",
-    "sweep.dir": f"data/outputs/{RUN}",
+    "run.dir": f"data/outputs/{RUN}_seed${{training.seed}}_${{now:%f}}",
+    "sweep.dir": f"data/outputs/{RUN}_${{now:%f}}",
     "sweep.subdir": "${hydra.job.num}",
 }
 EMA = {

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -167,7 +167,8 @@ class TopKCheckpointManager:
 
     :meth:`propose` decides and changes nothing; :meth:`commit` records the new file and deletes the
     one it displaces. Between the two the caller writes the file, so that a kill never leaves fewer
-    than ``k`` good ones. :meth:`get_ckpt_path` does both at once.
+    than ``k`` good ones; :meth:`finish_commit` makes up for what the kill prevented.
+    :meth:`get_ckpt_path` proposes and commits at once.
 
     Args:
         save_dir: the folder of the checkpoints.
@@ -199,6 +200,7 @@ class TopKCheckpointManager:
         self.format_str = format_str
         self.path_value_map: dict[str, float] = {}
         self._proposed: dict[str, float] = {}
+        self._displaced: list[str] = []  # by the proposal of a loaded state
         self._warned_missing = False
 
     def propose(self, data: Mapping[str, Any]) -> str | None:
@@ -226,11 +228,8 @@ class TopKCheckpointManager:
 
     def commit(self, path: str) -> None:
         """Records the proposed file, in place by now, and deletes what it displaces."""
-        self.path_value_map.pop(path, None)
-        self.path_value_map[path] = self._proposed.pop(path)
-        for displaced in self._best_first()[self.k :]:
-            del self.path_value_map[displaced]
-            Path(displaced).unlink(missing_ok=True)
+        self._record(path)
+        self._delete(self._best_first()[self.k :])
 
     def get_ckpt_path(self, data: Mapping[str, Any]) -> str | None:
         """Proposes and commits at once, for callers that write afterwards, as the original did."""
@@ -241,7 +240,8 @@ class TopKCheckpointManager:
         return path
 
     def state_dict(self) -> dict[str, Any]:
-        """Recorded and proposed files, without folder so that a run can be moved.
+        """Recorded files, the proposed one, and what that displaces; all without folder, so that a
+        run can be moved.
 
         The proposal belongs to it because the state is part of the very file that is about to be
         written.
@@ -249,21 +249,54 @@ class TopKCheckpointManager:
         return {
             "files": self._names(self.path_value_map),
             "proposed": self._names(self._proposed),
+            "displaced": [os.path.basename(path) for path in self._displaced_by_proposal()],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restores the list as far as the files exist; ``{}`` rebuilds it from their names.
+        """Restores the list as far as the files exist.
 
-        Files that the state does not know (an older implementation's, or one put in place just
-        before a kill) are taken in with the value in their name. Nothing is deleted before the next
-        :meth:`commit`. A proposal that the kill left open can still be committed.
+        The state decides: a file that it does not know is none of the list's, and is never deleted.
+        Only ``{}`` (the original implementation kept no state) rebuilds the list from the names of
+        the files. Nothing is deleted here; a proposal that a kill left open can still be committed.
         """
         self._proposed = self._paths(state.get("proposed", {}))
-        known = {**self._paths(state.get("files", {})), **self._proposed}
-        by_name = self._paths(self._values_in_file_names())
-        # What is known comes first, and its value is more exact than the name.
-        values = {**known, **by_name, **known}
+        recorded = state["files"] if "files" in state else self._values_in_file_names()
+        values = {**self._paths(recorded), **self._proposed}
         self.path_value_map = {path: v for path, v in values.items() if os.path.isfile(path)}
+        displaced = self._paths(dict.fromkeys(state.get("displaced", []), 0.0))
+        self._displaced = [path for path in displaced if path in self.path_value_map]
+
+    def finish_commit(self, checkpoint: str | Path) -> None:
+        """Does what a kill prevented of the :meth:`commit` of the loaded state; after one that was
+        complete it changes nothing.
+
+        What is deleted is what the state says, whatever ``k`` is now.
+
+        Args:
+            checkpoint: the file that the state was loaded from. The proposed file is the same one;
+                if it is not in place, it becomes a second name of this one.
+        """
+        for path in list(self._proposed):
+            if not os.path.isfile(path):
+                link_or_copy(checkpoint, path)
+            self._record(path)
+        self._delete(self._displaced)
+        self._displaced = []
+
+    def _displaced_by_proposal(self) -> list[str]:
+        if not self._proposed:
+            return []
+        values = {**_without(self.path_value_map, self._proposed), **self._proposed}
+        return self._best_first(values)[self.k :]
+
+    def _record(self, path: str) -> None:
+        self.path_value_map = _without(self.path_value_map, [path])  # the newest comes last
+        self.path_value_map[path] = self._proposed.pop(path)
+
+    def _delete(self, displaced: list[str]) -> None:
+        for path in displaced:
+            del self.path_value_map[path]
+            Path(path).unlink(missing_ok=True)
 
     def _names(self, values: Mapping[str, float]) -> dict[str, float]:
         return {os.path.basename(path): value for path, value in values.items()}
@@ -304,10 +337,11 @@ class TopKCheckpointManager:
     def _is_better(self, a: float, b: float) -> bool:
         return a > b if self.mode == "max" else a < b
 
-    def _best_first(self) -> list[str]:
+    def _best_first(self, values: Mapping[str, float] | None = None) -> list[str]:
         """Paths by value; among equals the newer first, so that the older is displaced."""
-        newest_first = list(reversed(self.path_value_map))
-        return sorted(newest_first, key=self.path_value_map.__getitem__, reverse=self.mode == "max")
+        values = self.path_value_map if values is None else values
+        newest_first = list(reversed([*values]))
+        return sorted(newest_first, key=values.__getitem__, reverse=self.mode == "max")
 
     def _values_in_file_names(self) -> dict[str, float]:
         pattern = _format_to_regex(self.format_str, self.monitor_key)
@@ -315,6 +349,10 @@ class TopKCheckpointManager:
         with contextlib.suppress(IndexError):  # the names do not tell the metric
             return {name: float(match["metric"]) for name, match in matches.items() if match}
         return {}
+
+
+def _without(values: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:
+    return {name: value for name, value in values.items() if name not in set(names)}
 
 
 def _format_to_regex(format_str: str, metric: str) -> re.Pattern[str]:

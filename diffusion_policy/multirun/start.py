@@ -24,7 +24,7 @@ from diffusion_policy.multirun.sweep import (
     extend_sweep,
     load_sweep,
 )
-from diffusion_policy.workspace.run_lock import locked_run
+from diffusion_policy.workspace.run_lock import RunDirectoryInUse, locked_run
 from diffusion_policy.workspace.trackers import wandb_mode
 
 log = logging.getLogger(__name__)
@@ -119,7 +119,7 @@ def _locked(sweep: Sweep) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked_run(sweep.folder, patience_s=0))
-        except ConfigError as error:
+        except RunDirectoryInUse as error:
             raise ConfigError(
                 f"another process runs the sweep in {sweep.folder}; wait for its end, or end it "
                 "with Ctrl-C"

@@ -22,6 +22,8 @@ class BaseRobomimicWorkspace(TrainWorkspace):
         super().set_up_processes(stack)
         options = ("num_processes", "mixed_precision", "max_grad_norm")
         given = [name for name in options if self.cfg.training.get(name)]
+        if self.cfg.training.get("gradient_accumulate_every", 1) != 1:
+            given.append("gradient_accumulate_every")
         if self.processes.count > 1 or given:
             names = ", ".join(f"training.{name}" for name in given) or "a launcher of processes"
             raise ConfigError(
@@ -44,6 +46,9 @@ class BaseRobomimicWorkspace(TrainWorkspace):
     def train_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         info = self.model.train_on_batch(batch, self.epoch)
         return {"train_loss": info["losses"]["action_loss"]}
+
+    def pending_gradients(self) -> dict[str, torch.Tensor]:
+        return {}  # every batch is an update; what is left of it is cleared by the next one
 
     def validation_loss(self, batch: dict[str, Any]) -> torch.Tensor:
         """Negative log-likelihood in evaluation mode (robomimic then fixes the scale at 1e-4)."""

@@ -35,6 +35,7 @@ OPTIONS = {
 }
 _OPTION = re.compile("(" + "|".join(map(re.escape, OPTIONS)) + ")=")
 _JOB_NAME = "hydra.job.name="
+_CHECK_DIRECTORY = "++hydra.callbacks.run_directory._target_="
 SAME_MISTAKE_S = 3.0
 
 
@@ -74,7 +75,8 @@ def run_hydra(config_name: str | None = None) -> None:
     from diffusion_policy.workspace.hydra_sweep import command_of_sweep
 
     given = list(sys.argv)
-    sys.argv[1:] = _name_job(complete_overrides(given[1:]), pathlib.Path(given[0]).stem)
+    arguments = _name_job(complete_overrides(given[1:]), pathlib.Path(given[0]).stem)
+    sys.argv[1:] = _check_directory(arguments)
     run = hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name=config_name)(train)
     with errors_as_sentences(), command_of_sweep(given):
         run()
@@ -82,11 +84,21 @@ def run_hydra(config_name: str | None = None) -> None:
 
 def _name_job(arguments: list[str], name: str) -> list[str]:
     """Names the job, and its log file, after the script; Hydra would name it after this module."""
-    if any(argument.startswith(_JOB_NAME) for argument in arguments):
+    return _with_override(arguments, _JOB_NAME, name)
+
+
+def _check_directory(arguments: list[str]) -> list[str]:
+    """Lets Hydra ask for the run directory before it makes it, or writes into it."""
+    target = "diffusion_policy.workspace.run_directory.CheckRunDirectory"
+    return _with_override(arguments, _CHECK_DIRECTORY, target)
+
+
+def _with_override(arguments: list[str], key: str, value: str) -> list[str]:
+    if any(argument.startswith(key) for argument in arguments):
         return arguments
     overrides = [i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")]
     where = overrides[0] if overrides else len(arguments)  # all overrides have to stand together
-    return [*arguments[:where], _JOB_NAME + name, *arguments[where:]]
+    return [*arguments[:where], key + value, *arguments[where:]]
 
 
 def train(cfg: DictConfig) -> None:
@@ -157,7 +169,8 @@ def _hint_when_interrupted(output_dir: str | None) -> Iterator[None]:
         if output_dir is not None and not is_launched_by_us():
             override = f"hydra.run.dir={output_dir}"
             if process_count() == 1:
-                arguments = [a for a in sys.argv if not a.startswith((_JOB_NAME, "hydra.run.dir="))]
+                ours = (_JOB_NAME, _CHECK_DIRECTORY, "hydra.run.dir=")
+                arguments = [a for a in sys.argv if not a.startswith(ours)]
                 command = shlex.join(["python", *arguments, override])
                 sys.stderr.write(f"\ninterrupted; this continues the run: {command}\n")
             else:

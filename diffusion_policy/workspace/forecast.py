@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from omegaconf import DictConfig
 
 from diffusion_policy.common.durations import describe_duration
 from diffusion_policy.common.machine import peak_memory
@@ -118,8 +119,10 @@ def describe_run(workspace: Any) -> str:
         if torch.is_tensor(value)
     )
     moments = moments or 2 * _bytes(trained)  # before its first step; Adam and its kin keep two
-    checkpoint = weights + averages + moments
-    needed = checkpoint + _bytes(trained)  # gradients
+    gradients = _bytes(trained)
+    needed = weights + averages + moments + gradients
+    accumulates = workspace.cfg.training.get("gradient_accumulate_every", 1) > 1
+    checkpoint = needed if accumulates else needed - gradients
     n_checkpoints = workspace.cfg.checkpoint.topk.k + bool(workspace.cfg.checkpoint.save_last_ckpt)
     return (
         f"Epochs {first} to {n_epochs - 1}, {n_batches:,} batches of {batch_size} each: "
@@ -129,6 +132,24 @@ def describe_run(workspace: Any) -> str:
         f"activations, and {_size(checkpoint)} of disk for each of up to {n_checkpoints} "
         f"checkpoints."
     )
+
+
+def warn_about_kills(cfg: DictConfig) -> None:
+    """Says what a kill is going to cost, where that is more than the running epoch."""
+    if cfg.checkpoint.save_last_ckpt:
+        return
+    k = cfg.checkpoint.topk.k
+    if k > 0:
+        logger.warning(
+            "checkpoint.save_last_ckpt is False: after a kill, training continues from the newest "
+            "of its best %d checkpoints and repeats the epochs since; the last epoch is not kept",
+            k,
+        )
+    else:
+        logger.warning(
+            "checkpoint.save_last_ckpt is False and checkpoint.topk.k is 0: no checkpoint is "
+            "written, so after a kill training begins anew, and nothing is left of it at its end"
+        )
 
 
 def _bytes(tensors: Any) -> int:

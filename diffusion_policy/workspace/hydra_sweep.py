@@ -7,6 +7,7 @@ process would take the others along.
 """
 
 import contextlib
+import datetime
 import importlib.util
 import logging
 import multiprocessing
@@ -122,10 +123,8 @@ def _agree_on_now() -> None:
     """Every ``${now:}`` of a sweep is the start of the sweep, in whatever process, at whatever time
     a job starts.
     """
-    moment = time.localtime(float(os.environ.get(_MOMENT, time.time())))
-    OmegaConf.register_new_resolver(
-        "now", lambda pattern: time.strftime(pattern, moment), use_cache=True, replace=True
-    )
+    moment = datetime.datetime.fromtimestamp(float(os.environ.get(_MOMENT, time.time())))
+    OmegaConf.register_new_resolver("now", moment.strftime, use_cache=True, replace=True)
 
 
 def _failed(job: Any, reason: str) -> SweepJobFailed:

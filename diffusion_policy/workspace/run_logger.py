@@ -9,6 +9,7 @@ used. Times are kept out of the log, which has to be identical whether or not a 
 
 import contextlib
 import datetime
+import itertools
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any, Protocol
 
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_policy.common.errors import DiffusionPolicyError
 from diffusion_policy.common.json_logger import JsonLogger
 from diffusion_policy.common.machine import describe_machine, peak_memory
 from diffusion_policy.common.media import VideoFile
@@ -56,8 +58,8 @@ class RunLogger:
             trackers.
         config: The whole configuration, shown by wandb.
         resume_bytes: What :meth:`sync` returned when the checkpoint was written that this run
-            continues from: later lines are dropped, because training repeats them. 0 starts the
-            log over. None appends to whatever is there.
+            continues from: later lines are dropped, because training repeats them. 0 begins a new
+            log; one that is there is moved aside. None appends to whatever is there.
 
     Raises:
         ConfigError: If ``logging_cfg`` has a key or mode that does not exist.
@@ -80,8 +82,10 @@ class RunLogger:
         self._trackers: list[Tracker] = []
 
     def __enter__(self) -> "RunLogger":
+        if self._resume_bytes == 0:
+            self._move_log_aside()
         self._json.start()
-        if self._resume_bytes is not None:
+        if self._resume_bytes:
             self._json.truncate_to(self._resume_bytes)
         try:
             for tracker in self._make_trackers():
@@ -128,6 +132,26 @@ class RunLogger:
     def get_last_log(self) -> dict[str, Any] | None:
         """The last record of the log, an earlier process's included; None for an empty log."""
         return self._json.get_last_log()
+
+    def _move_log_aside(self) -> None:
+        """Keeps the log of a run that wrote no checkpoint: as ``logs.json.txt.1``, or 2, ..."""
+        path = self.output_dir / LOG_NAME
+        if not path.is_file() or path.stat().st_size == 0:
+            return
+        number = next(n for n in itertools.count(1) if not _is_taken(path, n))
+        aside = path.with_name(f"{LOG_NAME}.{number}")
+        try:
+            path.rename(aside)
+        except OSError as error:
+            raise DiffusionPolicyError(
+                f"cannot move the old log {path} aside: {error.strerror}; move it away, or choose "
+                "another hydra.run.dir"
+            ) from error
+        log.warning(
+            "There is a log but no checkpoint to continue from: training begins anew, and the old "
+            "log is kept as %s",
+            aside,
+        )
 
     def _track(self, record: dict[str, Any], step: int) -> None:
         for tracker in list(self._trackers):
@@ -257,6 +281,10 @@ class RunInfoTracker:
         temporary = self._path.with_suffix(".tmp")
         temporary.write_text(json.dumps(self._info, indent=2))
         os.replace(temporary, self._path)
+
+
+def _is_taken(path: pathlib.Path, number: int) -> bool:
+    return os.path.lexists(path.with_name(f"{path.name}.{number}"))
 
 
 def _to_dict(config: Mapping[str, Any] | DictConfig) -> dict[str, Any]:

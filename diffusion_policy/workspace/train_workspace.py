@@ -3,10 +3,8 @@
 Read :meth:`TrainWorkspace.run` from top to bottom; that is the life of a run. A method's own
 workspace states only what it does differently: its optimizer, its step, its extra metrics.
 
-A run that is killed at any instant continues from its last checkpoint. On a CPU it then ends
-bit-identical to a run that was never killed: a checkpoint holds, beside the weights, all random
-number generators, the position of the learning-rate schedule and of the moving average, the top-k
-list, and how long the log file was.
+A run that is killed at any instant continues from its last checkpoint, and on a CPU it then ends
+bit-identical to a run that was never killed; :mod:`.resume` knows how.
 
 Several processes may share a run's batches (:mod:`.processes`). Each of them lives this life; what
 only process 0 does is marked by ``self.processes.is_main``.
@@ -38,11 +36,11 @@ from diffusion_policy.dataset.batching import make_dataloader
 from diffusion_policy.env_runner.base_image_runner import BaseImageRunner
 from diffusion_policy.env_runner.base_lowdim_runner import BaseLowdimRunner
 from diffusion_policy.model.common.lr_scheduler import get_scheduler
+from diffusion_policy.workspace import resume
 from diffusion_policy.workspace.base_workspace import BaseWorkspace
 from diffusion_policy.workspace.data_check import check_data
-from diffusion_policy.workspace.forecast import Forecast, describe_run
+from diffusion_policy.workspace.forecast import Forecast, describe_run, warn_about_kills
 from diffusion_policy.workspace.processes import Processes
-from diffusion_policy.workspace.rng import get_rng_state, set_rng_state
 from diffusion_policy.workspace.run_lock import locked_run
 from diffusion_policy.workspace.run_logger import RunLogger
 from diffusion_policy.workspace.step_log import StepLog
@@ -141,6 +139,11 @@ class TrainWorkspace(BaseWorkspace):
             self.ema.step(self.model)
         return self.processes.mean(losses)
 
+    def pending_gradients(self) -> dict[str, torch.Tensor]:
+        """What the next update will be made of, so far; by name of the parameter."""
+        parameters = self.model.named_parameters()
+        return {name: p.grad for name, p in parameters if p.grad is not None}
+
     def update_is_due(self) -> bool:
         """Whether the weights change with this batch: every ``gradient_accumulate_every``-th, the
         first one included.
@@ -169,14 +172,16 @@ class TrainWorkspace(BaseWorkspace):
     def run(self) -> None:
         with contextlib.ExitStack() as stack:
             self.set_up_processes(stack)
-            resuming = self.resume_from_latest()
+            self.continued_from = resume.load_last_checkpoint(self)
             self.set_up_data()
             self.set_up_schedule()
             self.apply_debug_limits()
             if self.processes.is_main:
                 self.set_up_evaluation(stack)
-            self.open_logs(stack, resuming)
-            self.continue_where_it_stopped()
+            self.open_logs(stack)
+            self.sampling_indices: list[int] | None = None
+            self.sampling_batch: dict[str, Any] | None = None
+            resume.restore(self)
             while self.epoch < self.settings.num_epochs:
                 step_log = self.train_epoch()
                 if self.processes.is_main:
@@ -205,33 +210,10 @@ class TrainWorkspace(BaseWorkspace):
         self.processes = Processes(self.cfg.training)
         self.device = self.processes.device
         if self.processes.is_main:
-            os.makedirs(self.output_dir, exist_ok=True)
             stack.enter_context(locked_run(self.output_dir))
         for policy in (self.model, self.ema_model):
             if policy is not None:
                 policy.to(self.device)
-
-    def resume_from_latest(self) -> bool:
-        """Loads the run directory's last checkpoint, if there is one; True if training continues
-        from it.
-        """
-        path = self.get_checkpoint_path()
-        self.processes.check_agreement(
-            f"whether {path} exists", path.is_file(), "all processes need the same run directory"
-        )
-        if not path.is_file():
-            return False
-        if not self.cfg.training.resume:
-            raise ConfigError(
-                f"{self.output_dir} already holds a run ({path.name}) and training.resume is "
-                "False; set training.resume=True to continue it, or choose another hydra.run.dir"
-            )
-        self.load_checkpoint(path)
-        # Checkpoints are written when an epoch is complete, before the counters move on.
-        self.epoch += 1
-        self.global_step += 1
-        logger.info("Resuming from %s at epoch %d, step %d", path, self.epoch, self.global_step)
-        return True
 
     def _load_state(self, name: str, state: dict, **kwargs: Any) -> None:
         if name == "optimizer":  # keep our choice of kernel
@@ -271,19 +253,12 @@ class TrainWorkspace(BaseWorkspace):
         """Learning rate and moving average, each at the position where the run stands."""
         self.lr_scheduler = self.make_lr_scheduler(
             n_batches=len(self.train_loader) * self.cfg.training.num_epochs,
-            last_step=self.resume_state.get("optimizer_steps", self._optimizer_steps()) - 1,
+            last_step=resume.optimizer_steps(self) - 1,
         )
         self.ema = None
         if self.ema_model is not None:
             self.ema = instantiate(self.cfg.ema, model=self.ema_model)
             self.ema.optimization_step = self.resume_state.get("ema_steps", self.global_step)
-
-    def _optimizer_steps(self) -> int:
-        """How often the optimizer has stepped, for checkpoints of the original that do not say
-        so."""
-        steps = [int(s["step"]) for s in self.optimizer.state.values() if "step" in s]
-        accumulate = self.cfg.training.get("gradient_accumulate_every", 1)
-        return max(steps, default=self.global_step // accumulate)
 
     def set_up_evaluation(self, stack: contextlib.ExitStack) -> None:
         self.env_runner = instantiate(self.cfg.task.env_runner, output_dir=self.output_dir)
@@ -307,7 +282,7 @@ class TrainWorkspace(BaseWorkspace):
             with open_dict(self.settings):
                 self.settings.update(limits | dict.fromkeys(every, 1))
 
-    def open_logs(self, stack: contextlib.ExitStack, resuming: bool) -> None:
+    def open_logs(self, stack: contextlib.ExitStack) -> None:
         """The log, the progress bar over all epochs, and what the run is going to cost."""
         self.run_logger: Any = None
         n_epochs = self.settings.num_epochs
@@ -315,10 +290,8 @@ class TrainWorkspace(BaseWorkspace):
         self.forecast = Forecast(self.epoch, n_epochs, self.batches_per_epoch, self.is_due)
         if not self.processes.is_main:
             return
-        # A run that was killed before its first checkpoint starts again: its first lines are
-        # dropped (0 bytes). A checkpoint of the original does not know the length of its log:
-        # nothing is dropped (None).
-        log_bytes = self.resume_state.get("log_bytes") if resuming else 0
+        # A checkpoint of the original does not say how long its log was: nothing is dropped (None).
+        log_bytes = self.resume_state.get("log_bytes") if self.continued_from else 0
         logger_of_run = RunLogger(
             self.output_dir,
             self.cfg.logging,
@@ -330,23 +303,7 @@ class TrainWorkspace(BaseWorkspace):
         self.epoch_bar = stack.enter_context(self.progress_bar("Epochs", n_epochs))
         self.epoch_bar.update(min(self.epoch, n_epochs))
         logger.info(describe_run(self))
-
-    def continue_where_it_stopped(self) -> None:
-        """Last act of the set-up, which may itself have drawn random numbers."""
-        self.sampling_indices: list[int] | None = None
-        self.sampling_batch: dict[str, Any] | None = None
-        if indices := self.resume_state.get("sampling_indices"):
-            self.keep_sampling_batch(indices)
-        if self.processes.is_main:
-            self.restore_topk()
-        if "rng" in self.resume_state:
-            set_rng_state(self.resume_state["rng"])
-
-    def restore_topk(self) -> None:
-        name = self.resume_state.get("topk_file")
-        if name and not (path := self.get_checkpoint_path().with_name(name)).exists():
-            link_or_copy(self.get_checkpoint_path(), path)  # killed before it was kept
-        self.topk.load_state_dict(self.resume_state.get("topk", {}))
+        warn_about_kills(self.cfg)
 
     # ---- one epoch -------------------------------------------------------------------------------
 
@@ -466,15 +423,10 @@ class TrainWorkspace(BaseWorkspace):
         self.wait_for_checkpoints()
         metrics = {key.replace("/", "_"): value for key, value in step_log.items()}
         topk_path = self.topk.propose(metrics) if self.is_due("checkpoint_every") else None
-        self.resume_state = {
-            "log_bytes": self.run_logger.sync(),
-            "rng": get_rng_state(),
-            "optimizer_steps": self.lr_scheduler.last_epoch,
-            "ema_steps": self.ema.optimization_step if self.ema is not None else None,
-            "sampling_indices": self.sampling_indices,
-            "topk": self.topk.state_dict(),
-            "topk_file": os.path.basename(topk_path) if topk_path else None,
-        }
+        self.resume_state = resume.capture(self)
+        if self.cfg.checkpoint.save_last_snapshot:
+            # First: a kill before the checkpoint is complete repeats the epoch, and this with it.
+            self.save_snapshot()
         if self.cfg.checkpoint.save_last_ckpt:
             latest = self.save_checkpoint()
             if topk_path:
@@ -483,8 +435,7 @@ class TrainWorkspace(BaseWorkspace):
             self.save_checkpoint(path=topk_path)
         if topk_path:
             self._in_background(lambda: self.topk.commit(topk_path))
-        if self.cfg.checkpoint.save_last_snapshot:
-            self.save_snapshot()
+        del self.resume_state["gradients"]  # as large as the weights
 
 
 def seed_everything(seed: int) -> None:

@@ -286,6 +286,8 @@ def test_the_newest_other_checkpoint_is_neither_this_one_nor_empty(tmp_path):
         (tmp_path / name).write_text("" if "empty" in name else "content")
         os.utime(tmp_path / name, (age, age))
     assert newest_other_checkpoint(tmp_path / "this.ckpt") == tmp_path / "b.ckpt"
+    (tmp_path / "link.ckpt").symlink_to(tmp_path / "gone.ckpt")
+    assert newest_other_checkpoint(tmp_path / "this.ckpt") == tmp_path / "b.ckpt"
     assert newest_other_checkpoint(tmp_path / "nowhere" / "x.ckpt") is None
 
 
@@ -489,14 +491,92 @@ def test_a_kill_after_the_new_file_was_in_place_counts_it_with_its_exact_value(t
     assert [int(name[6:10]) for name in names(tmp_path)] == [1, 4]
 
 
-def test_a_committed_file_that_the_state_does_not_know_is_taken_from_its_name(tmp_path):
+def test_a_file_that_the_state_does_not_know_is_not_listed_and_never_deleted(tmp_path):
     topk = manager(tmp_path, k=2)
     save(topk, 0, 0.3)
     before = topk.state_dict()
-    save(topk, 1, 0.4)
+    stranger = save(topk, 1, 0.4)
     restored = manager(tmp_path, k=2)
     restored.load_state_dict(before)
-    assert list(restored.path_value_map.values()) == [0.3, 0.4]
+    for epoch in range(2, 6):
+        save(restored, epoch, epoch / 10)
+    assert [os.path.basename(p)[6:10] for p in restored.path_value_map] == ["0004", "0005"]
+    assert Path(stranger).exists()
+
+
+# ---- a commit that a kill cut short --------------------------------------------------------------
+
+
+def epochs(folder):
+    return [int(name[6:10]) for name in names(folder) if name != "latest.ckpt"]
+
+
+def cut_short(tmp_path, linked, deleted):
+    """A run with k=2, killed at the end of its third epoch: (its state, its checkpoint)."""
+    topk, new = kill_between_writing_and_committing(tmp_path)
+    state = json.loads(json.dumps(topk.state_dict()))
+    latest = tmp_path / "latest.ckpt"
+    write(latest)
+    if linked:
+        link_or_copy(latest, new)
+    if deleted:
+        topk.commit(new)
+    return state, latest
+
+
+@pytest.mark.parametrize(
+    ("linked", "deleted"), [(False, False), (True, False), (True, True)], ids=str
+)
+@pytest.mark.parametrize("k", [2, 0, 1, 9])
+def test_a_commit_is_finished_as_it_was_begun(tmp_path, linked, deleted, k):
+    """Whatever k is by then: nobody asked for more to be deleted."""
+    state, latest = cut_short(tmp_path, linked, deleted)
+    topk = manager(tmp_path, k=k)
+    topk.load_state_dict(state)
+    assert epochs(tmp_path) == ([1, 2] if deleted else [0, 1, 2] if linked else [0, 1])
+    topk.finish_commit(latest)
+    assert epochs(tmp_path) == [1, 2]
+    assert list(topk.path_value_map.values()) == [0.4, 0.30024]
+    assert topk.state_dict() == {
+        "files": {"epoch=0001-score=0.400.ckpt": 0.4, "epoch=0002-score=0.300.ckpt": 0.30024},
+        "proposed": {},
+        "displaced": [],
+    }
+
+
+def test_a_state_without_a_proposal_finishes_nothing(tmp_path):
+    topk = manager(tmp_path, k=2)
+    for epoch in range(2):
+        save(topk, epoch, 0.1)
+    fewer = manager(tmp_path, k=1)
+    fewer.load_state_dict(topk.state_dict())
+    fewer.load_state_dict(fewer.state_dict())
+    fewer.finish_commit(tmp_path / "latest.ckpt")
+    assert epochs(tmp_path) == [0, 1]
+
+
+def test_a_commit_that_an_older_version_began_deletes_nothing(tmp_path):
+    state, latest = cut_short(tmp_path, linked=True, deleted=False)
+    del state["displaced"]
+    topk = manager(tmp_path, k=2)
+    topk.load_state_dict(state)
+    topk.finish_commit(latest)
+    assert epochs(tmp_path) == [0, 1, 2]
+    save(topk, 3, 0.5)
+    assert epochs(tmp_path) == [1, 3]
+
+
+def test_a_crafted_state_cannot_name_files_elsewhere_for_deletion(tmp_path):
+    victim = tmp_path / "thesis.tex"
+    victim.write_text("years of work")
+    (tmp_path / "checkpoints").mkdir()
+    topk = manager(tmp_path / "checkpoints", k=1)
+    topk.load_state_dict({"files": {}, "proposed": {}, "displaced": ["../thesis.tex", str(victim)]})
+    topk.finish_commit(tmp_path / "checkpoints" / "latest.ckpt")
+    assert victim.exists()
+
+
+# ---- the best k without a state ------------------------------------------------------------------
 
 
 def test_without_a_state_the_list_is_rebuilt_from_the_file_names(tmp_path):

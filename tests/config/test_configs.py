@@ -51,7 +51,7 @@ def test_a_configuration_has_the_published_keys_and_values_and_no_others(name):
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_run_gets_the_published_directory(name):
+def test_a_run_gets_a_directory_of_its_own(name):
     cfg = composed(workspace_config(name), with_hydra=True)
     node = OmegaConf.to_container(cfg.hydra, resolve=False)
     assert {key: flat(node)[key] for key in HYDRA} == HYDRA

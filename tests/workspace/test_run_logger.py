@@ -284,12 +284,31 @@ def test_resuming_from_a_checkpoint_leaves_no_duplicates_and_no_holes(tmp_path):
     ).read_bytes()
 
 
-def test_resume_bytes_zero_starts_the_log_over_and_none_appends(tmp_path):
-    for resume_bytes, expected in [(None, [0]), (None, [0, 1]), (0, [2])]:
-        with RunLogger(tmp_path, DISABLED, {}, resume_bytes=resume_bytes) as logger:
-            logger.log({"global_step": expected[-1]}, step=0)
-        steps = [row["global_step"] for row in read_log(tmp_path)]
-        assert steps == expected
+def test_without_resume_bytes_a_log_is_continued(tmp_path):
+    for step in range(2):
+        with RunLogger(tmp_path, DISABLED, {}) as logger:
+            logger.log({"global_step": step}, step=step)
+    assert [row["global_step"] for row in read_log(tmp_path)] == [0, 1]
+
+
+def test_a_new_log_moves_the_old_ones_aside(tmp_path, caplog):
+    for step in range(3):
+        with RunLogger(tmp_path, DISABLED, {}, resume_bytes=0) as logger:
+            logger.log({"global_step": step}, step=step)
+    logs = ["logs.json.txt.1", "logs.json.txt.2", "logs.json.txt"]
+    assert [read_lines(tmp_path / name) for name in logs] == [
+        [{"global_step": i}] for i in range(3)
+    ]
+    assert "the old log is kept as" in caplog.text
+    assert "logs.json.txt.2" in caplog.text
+
+
+def test_an_empty_log_is_not_worth_keeping(tmp_path, caplog):
+    (tmp_path / "logs.json.txt").touch()
+    with RunLogger(tmp_path, DISABLED, {}, resume_bytes=0):
+        pass
+    assert not list(tmp_path.glob("logs.json.txt.*"))
+    assert not caplog.records
 
 
 def test_a_log_that_cannot_be_written_stops_the_run(tmp_path):
