@@ -72,6 +72,16 @@ def test_a_mistake_is_one_sentence_and_a_non_zero_exit(tmp_path, override, sente
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("key", ["hydra.run.dir", "--multirun hydra.sweep.dir"])
+def test_a_run_directory_that_is_a_file_is_one_sentence(tmp_path, key):
+    (tmp_path / "file").touch()
+    arguments = f"--config-name=demo_pusht {key}={tmp_path}/file".split()
+    result = run("train.py", *arguments, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {tmp_path}/file cannot be used as a run directory")
+    assert len(result.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [(None, "no checkpoint"), (b"", "empty"), (b"PK\x03\x04 but no more", "incomplete")],

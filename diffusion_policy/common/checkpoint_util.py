@@ -304,7 +304,7 @@ class TopKCheckpointManager:
     def _paths(self, values: Mapping[str, float]) -> dict[str, float]:
         """Paths in ``save_dir`` whatever folders the names say: what is listed may be deleted."""
         return {
-            os.path.join(self.save_dir, os.path.basename(name)): value
+            os.path.join(self.save_dir, os.path.basename(name)): float(value)
             for name, value in values.items()
         }
 
