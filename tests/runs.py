@@ -6,7 +6,8 @@ import hydra
 import pytest
 import torch
 
-from diffusion_policy.common.safe_pickle import load_payload, safe_loads
+from diffusion_policy.common.checkpoint_file import load_payload
+from diffusion_policy.common.safe_pickle import safe_loads
 
 LOG = "logs.json.txt"
 

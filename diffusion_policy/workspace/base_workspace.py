@@ -17,9 +17,10 @@ import torch
 from omegaconf import DictConfig
 
 import diffusion_policy.config  # noqa: F401  registers the resolvers that configs use
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.errors import CheckpointError, ConfigError
-from diffusion_policy.common.safe_pickle import load_payload, safe_loads
+from diffusion_policy.common.safe_pickle import safe_loads
 
 logger = logging.getLogger(__name__)
 

@@ -8,11 +8,11 @@ from typing import Any
 import hydra
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.device import resolve_device
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.media import VideoFile
-from diffusion_policy.common.safe_pickle import load_payload
 from diffusion_policy.config.instantiate import instantiate
 from diffusion_policy.config.resolvers import resolve
 from diffusion_policy.config.targets import check_targets

@@ -8,8 +8,8 @@ from omegaconf import OmegaConf
 from reference_weights import layout
 from runs import assert_same_outcome, build, latest, read_log, read_state, train
 
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.common.errors import DataError
-from diffusion_policy.common.safe_pickle import load_payload
 from diffusion_policy.workspace.evaluation import load_workspace
 
 
