@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.common.errors import CheckpointError, ConfigError, DiffusionPolicyError
-from diffusion_policy.common.safe_pickle import load_payload, safe_loads
+from diffusion_policy.common.safe_pickle import safe_loads
 from diffusion_policy.workspace.processes import exchange
 from diffusion_policy.workspace.rng import get_rng_state, set_rng_state
 
@@ -45,7 +46,7 @@ def load_last_checkpoint(workspace: Any) -> pathlib.Path | None:
     payload = load_payload(path)
     check_same_run(payload["cfg"], workspace.cfg, path)
     workspace.load_payload(payload)
-    check_state(workspace, path)
+    check_state(workspace.resume_state, path)
     # Checkpoints are written when an epoch is complete, before the counters move on.
     workspace.epoch += 1
     workspace.global_step += 1
@@ -170,15 +171,21 @@ def check_same_run(saved: DictConfig, cfg: DictConfig, path: pathlib.Path) -> No
         ConfigError: they are different experiments.
     """
     for key, comparable in IDENTITY.items():
-        theirs, ours = (
-            OmegaConf.select(c, key, throw_on_resolution_failure=False) for c in (saved, cfg)
-        )
+        theirs, ours = (_written(key, c) for c in (saved, cfg))
         if None not in (theirs, ours) and comparable(theirs) != comparable(ours):
             raise ConfigError(
                 f"{path.parent.parent} holds another run: {key} is {theirs} in {path.name}, but "
                 f"{ours} here; choose another hydra.run.dir, or continue that run with "
                 f"{key}={theirs}"
             )
+
+
+def _written(key: str, cfg: DictConfig) -> Any:
+    """A value as it is written; None where there is none, or where it has to be looked up."""
+    value: Any = OmegaConf.to_container(cfg, resolve=False)
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    return None if isinstance(value, str) and "${" in value else value
 
 
 # ---- what is restored ----------------------------------------------------------------------------
@@ -212,22 +219,17 @@ def capture(workspace: Any) -> dict[str, Any]:
     }
 
 
-def check_state(workspace: Any, path: pathlib.Path) -> None:
-    """Checks what a checkpoint has restored so far.
+def check_state(state: dict[str, Any], path: pathlib.Path) -> None:
+    """Checks the ``resume_state`` that was read from a checkpoint.
 
     Raises:
-        CheckpointError: it is not what :func:`capture` and the counters are.
+        CheckpointError: it is not what :func:`capture` returns.
     """
-    state = workspace.resume_state
-    odd = [name for name in ("epoch", "global_step") if type(getattr(workspace, name)) is not int]
-    if not isinstance(state, dict):
-        odd.append("resume_state")
-    else:
-        odd += [k for k, kind in _STATE.items() if k in state and not isinstance(state[k], kind)]
+    odd = [key for key, kind in _STATE.items() if key in state and not isinstance(state[key], kind)]
     if odd:
         raise CheckpointError(
-            f"checkpoint {path} has an odd {' and '.join(odd)}: it was not written by a training; "
-            "use another checkpoint, or another hydra.run.dir"
+            f"checkpoint {path} has an odd {' and '.join(odd)} in its resume_state: it was not "
+            "written by a training; use another checkpoint, or another hydra.run.dir"
         )
 
 

@@ -19,8 +19,9 @@ from runs import (
     train_until,
 )
 
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.common.errors import CheckpointError, ConfigError
-from diffusion_policy.common.safe_pickle import load_payload, safe_loads
+from diffusion_policy.common.safe_pickle import safe_loads
 from diffusion_policy.workspace import resume
 from diffusion_policy.workspace.base_workspace import write_payload
 
@@ -394,9 +395,8 @@ def test_moved_data_and_more_epochs_are_the_same_run(tiny_config, tiny_pusht_zar
 @pytest.mark.parametrize(
     ("pickles", "sentence"),
     [
-        ({"resume_state": [1]}, "odd resume_state"),
+        ({"resume_state": [1]}, "resume_state of the checkpoint is a list"),
         ({"resume_state": {"log_bytes": "x", "rng": 3}}, "odd log_bytes and rng"),
-        ({"epoch": "two"}, "odd epoch"),
         ({"resume_state": {"rng": {}}}, "about the running epoch does not fit"),
         ({"resume_state": {"rng": {"torch": b"", "cuda": []}}}, "does not fit"),
         ({"resume_state": {"gradients": {"nothing": b""}}}, "does not fit"),
