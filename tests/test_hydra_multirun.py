@@ -100,7 +100,7 @@ def assert_all_end(group):
 
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
 def test_every_job_trains_in_its_folder_and_one_that_fails_is_named(launcher, sweep, tmp_path):
-    arguments = ["policy.n_action_steps=999,8,7", "exp_name='${now:%H:%M:%S.%j}'"]
+    arguments = ["policy.n_action_steps=999,8,7", "exp_name='${now:%H:%M:%S.%f}'"]
     code, output = finish(sweep(*arguments, launcher=launcher))
     assert code == 1, output
     [failed, *trained] = [tmp_path / "sweep" / f"train_{i}" for i in range(3)]

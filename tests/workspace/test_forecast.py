@@ -4,6 +4,7 @@ import logging
 
 import pytest
 
+from diffusion_policy.workspace import forecast as forecasts
 from diffusion_policy.workspace.forecast import Forecast
 
 
@@ -78,3 +79,20 @@ def test_a_run_says_what_it_will_need(tiny_config, tmp_path, caplog):
     caplog.clear()
     train(tiny_config("training.num_epochs=2"), tmp_path)
     assert "All 2 epochs are done" in caplog.text
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradients_that_wait_at_the_end_of_an_epoch_need_room_in_a_checkpoint(
+    tiny_config, tmp_path, caplog, monkeypatch, accumulate
+):
+    from runs import train
+
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(forecasts, "_size", lambda n_bytes: f"{n_bytes} bytes")
+    options = [f"training.gradient_accumulate_every={accumulate}", "training.num_epochs=1"]
+    workspace = train(tiny_config(*options), tmp_path)
+    weights = 4 * sum(p.numel() for p in workspace.model.parameters() if p.requires_grad)
+    frozen = 4 * sum(p.numel() for p in workspace.model.parameters()) - weights
+    checkpoint = (4 if accumulate == 1 else 5) * weights + 2 * frozen
+    assert f"about {5 * weights + 2 * frozen} bytes of memory" in caplog.text
+    assert f"{checkpoint} bytes of disk for each" in caplog.text

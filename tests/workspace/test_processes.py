@@ -120,7 +120,9 @@ def iterate_items(cfg):
 
 
 def test_accelerate_launch_and_a_killed_process(tiny_config, start, tmp_path):
-    cfg = tiny_config("training.num_epochs=16", "training.tqdm_interval_sec=0")
+    # Gradients wait for their update at the end of most epochs
+    accumulation = "training.gradient_accumulate_every=3"
+    cfg = tiny_config("training.num_epochs=16", "training.tqdm_interval_sec=0", accumulation)
     port = ["--main_process_port=0", "--num_processes=2"]
     whole = start(cfg, tmp_path / "whole", launcher=[*ACCELERATE, *port])
     killed = tmp_path / "killed"

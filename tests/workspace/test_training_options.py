@@ -47,7 +47,9 @@ def test_the_norm_of_a_gradient_is_clipped_before_an_update(tiny_config, tmp_pat
     assert clipped == pytest.approx([0.01] * len(clipped), rel=1e-3)
 
 
-@pytest.mark.parametrize("override", ["mixed_precision=bf16", "max_grad_norm=1"])
+@pytest.mark.parametrize(
+    "override", ["mixed_precision=bf16", "max_grad_norm=1", "gradient_accumulate_every=2"]
+)
 def test_robomimic_policies_refuse_what_their_own_optimizer_cannot(
     override, compose_config, tiny_pusht_zarr, tmp_path, monkeypatch
 ):
