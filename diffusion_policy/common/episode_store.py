@@ -50,7 +50,7 @@ from diffusion_policy.storage.checked_stores import (
 from diffusion_policy.storage.checksums import rescue
 from diffusion_policy.storage.durable_files import PARTIAL, finish_replacement
 from diffusion_policy.storage.durable_store import DurableStore
-from diffusion_policy.storage.nodes import UNREADABLE, arrays_in, compressor_of, store_name
+from diffusion_policy.storage.nodes import UNREADABLE, arrays_of, compressor_of, store_name
 from diffusion_policy.storage.reading import check_chunks, read_array
 
 logger = logging.getLogger(__name__)
@@ -144,13 +144,13 @@ def _check_for_writing(path: pathlib.Path, allow_missing_chunks: bool) -> None:
         _check_is_new(root, names)
         return
     ends = finished_ends(root)
+    _check_lengths(root, ends, may_be_longer=store.ledger is not None)
     n_steps = int(ends[-1]) if len(ends) else 0
-    for array in arrays_in(root["data"]).values():
+    for array in arrays_of(root, "data").values():
         check_chunks(array, n_steps, allow_missing_chunks)
-    for name, array in arrays_in(root["meta"]).items():
+    for name, array in arrays_of(root, "meta").items():
         if name != "episode_ends":  # they were read, or are to be written again
             check_chunks(array, None, allow_missing_chunks)
-    _check_lengths(root, ends, may_be_longer=store.ledger is not None)
 
 
 def _check_is_new(root: zarr.Group, names: set[str]) -> None:
@@ -169,7 +169,7 @@ def _check_lengths(root: zarr.Group, ends: np.ndarray, may_be_longer: bool) -> N
         raise DataError(
             f"{name}: 'meta/episode_ends' does not increase, it is damaged; {rescue(name)}"
         )
-    for key, array in arrays_in(root["data"]).items():
+    for key, array in arrays_of(root, "data").items():
         length = array.shape[0] if array.ndim else 0
         if length < n_steps or (length > n_steps and not may_be_longer):
             why = (
@@ -191,7 +191,7 @@ def _finish_writing(root: zarr.Group) -> None:
         return
     ends = finished_ends(root)
     n_steps = int(ends[-1]) if len(ends) else 0
-    longer = [a for a in arrays_in(root["data"]).values() if a.shape[0] > n_steps]
+    longer = [a for a in arrays_of(root, "data").values() if a.shape[0] > n_steps]
     if not longer and not _is_unfinished(root):
         return
     store.finish()
@@ -207,6 +207,25 @@ def _finish_writing(root: zarr.Group) -> None:
         sync(array.async_array.resize(shape, delete_outside_chunks=False))
     commit_ends(root, ends)
     (store.root / COMMIT_RECORD).unlink(missing_ok=True)
+
+
+def add_checksums(path: pathlib.Path) -> None:
+    """Note what every file of a replay buffer holds, after it was checked: from now on damage of it
+    is noticed.
+
+    Raises:
+        DataError: when it is damaged, or cannot be written.
+    """
+    root = open_root(path, "r+")
+    store = root.store_path.store
+    assert isinstance(store, DurableStore)
+    try:
+        with store.atomic(finished_ends(root)):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"{path} could not be written ({error.strerror or error}); free some space"
+        ) from error
 
 
 def _is_unfinished(root: zarr.Group) -> bool:
@@ -228,7 +247,16 @@ def has_unfinished_commit(root: zarr.Group) -> bool:
     if not isinstance(store, Checked):
         return False
     has_redo = store.ledger is not None and bool(store.ledger.redo)
-    return has_redo or store.read_raw(COMMIT_RECORD) is not None
+    return has_redo or _commit_record(root) is not None
+
+
+def _commit_record(root: zarr.Group) -> bytes | None:
+    """The episode ends that an earlier version was about to write, unless we wrote some since."""
+    store = root.store_path.store
+    if not isinstance(store, Checked):
+        return None
+    is_ours = store.ledger is not None and store.ledger.listed.episode_ends is not None
+    return None if is_ours else store.read_raw(COMMIT_RECORD)
 
 
 def finished_ends(root: zarr.Group) -> np.ndarray:
@@ -237,8 +265,7 @@ def finished_ends(root: zarr.Group) -> np.ndarray:
     Raises:
         DataError: when the store has no readable ``meta/episode_ends``.
     """
-    store = root.store_path.store
-    record = store.read_raw(COMMIT_RECORD) if isinstance(store, Checked) else None
+    record = _commit_record(root)
     if record is not None:
         return _recorded_ends(store_name(root), record)
     if "meta/episode_ends" not in root:
@@ -329,5 +356,5 @@ def is_clean(root: zarr.Group) -> bool:
     ends = finished_ends(root)
     n_steps = int(ends[-1]) if len(ends) else 0
     return not _is_unfinished(root) and all(
-        a.shape[0] <= n_steps for a in arrays_in(root["data"]).values()
+        a.shape[0] <= n_steps for a in arrays_of(root, "data").values()
     )

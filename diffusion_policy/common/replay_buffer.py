@@ -36,8 +36,8 @@ from diffusion_policy.common.zarr_util import (
     save_meta,
 )
 from diffusion_policy.storage.new_store import new_store
-from diffusion_policy.storage.nodes import arrays_in, compressor_of, store_name
-from diffusion_policy.storage.reading import read_array
+from diffusion_policy.storage.nodes import arrays_in, arrays_of, compressor_of, store_name
+from diffusion_policy.storage.reading import check_chunks, read_array
 
 __all__ = [
     "Array",
@@ -99,15 +99,21 @@ class ReplayBuffer(EpisodeArrays):
         Args:
             zarr_path: directory, or for reading a zip.
             mode: as :func:`zarr.open_group`.
-            allow_missing_chunks: (writing) accept chunks that are not there and read as zeros.
+            allow_missing_chunks: accept chunks that are not there and read as zeros.
 
         Raises:
             DataError: when the path is missing or damaged, or a zip is to be extended.
         """
         root = open_root(zarr_path, mode, allow_missing_chunks)
-        if mode == "r" and not is_clean(root):
-            return cls.copy_from_store(root, store=MemoryStore())
-        return cls.create_from_group(root)
+        if mode != "r":
+            return cls.create_from_group(root)
+        if not is_clean(root):
+            return cls.copy_from_store(
+                root, store=MemoryStore(), allow_missing_chunks=allow_missing_chunks
+            )
+        for array in [*arrays_of(root, "data").values(), *arrays_of(root, "meta").values()]:
+            check_chunks(array, None, allow_missing_chunks)
+        return cls(root)
 
     @classmethod
     def copy_from_store(
@@ -141,7 +147,7 @@ class ReplayBuffer(EpisodeArrays):
         ends = finished_ends(root)
         n_steps = int(ends[-1]) if len(ends) else 0
         arrays = _select(root, keys)
-        meta: dict[str, Any] = arrays_in(root["meta"])
+        meta: dict[str, Any] = arrays_of(root, "meta")
         stored_ends = meta.pop("episode_ends", None)  # somebody may have recorded more by now
         if store is None:
             data = {

@@ -48,14 +48,18 @@ def read_block(array: zarr.Array, number: int, n_rows: int) -> Block:
             chunk = _read_chunk(array, index)
         except BadChunkError as problem:
             return Block(rows, None, str(problem))
-        if values is None:  # not before a chunk was there: the description may be absurd
-            values = np.empty((rows.stop - rows.start, *array.shape[1:]), array.dtype)
+        try:
+            values = _space(array, rows) if values is None else values
+        except (MemoryError, ValueError) as error:  # the description may be absurd
+            return Block(rows, None, f"chunks of shape {array.shape} are too large ({error})")
         behind = zip(index[1:], array.chunks[1:], strict=True)
         part = values[(slice(None), *(slice(i * n, (i + 1) * n) for i, n in behind))]
         part[...] = chunk[tuple(map(slice, part.shape))]  # chunks at the rim are padded
-    if values is None:
-        values = np.empty((rows.stop - rows.start, *array.shape[1:]), array.dtype)
-    return Block(rows, values)
+    return Block(rows, _space(array, rows) if values is None else values)
+
+
+def _space(array: zarr.Array, rows: slice) -> np.ndarray:
+    return np.empty((rows.stop - rows.start, *array.shape[1:]), array.dtype)
 
 
 def chunks_of_block(array: zarr.Array, number: int) -> Iterator[tuple[int, ...]]:

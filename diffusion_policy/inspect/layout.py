@@ -26,7 +26,7 @@ from diffusion_policy.storage.checksums import Checksums, is_document
 from diffusion_policy.storage.durable_files import PARTIAL, finish_replacement
 from diffusion_policy.storage.mending import MendingDirectory, sentence
 from diffusion_policy.storage.nodes import UNREADABLE
-from diffusion_policy.storage.reading import chunk_indices, chunk_key
+from diffusion_policy.storage.reading import chunk_counts, is_chunk
 
 END = 2**63 - 1  # behind the last row, however many there are
 
@@ -248,10 +248,12 @@ def find_other_damage(layout: Layout) -> list[Finding]:
     store, known = layout.root.store_path.store, _checksums(layout.root)
     if not isinstance(store, MendingDirectory):
         return []
-    examined = {key for key in (known.files if known else ()) if key.startswith("meta/")}
+    files = known.files if known is not None else {}
+    examined = {key for key in files if key.startswith("meta/")}
     for name, array in layout.arrays.items():
-        n_rows = min(array.shape[0], layout.n_steps) if array.ndim else None
-        examined |= {f"data/{name}/{chunk_key(array, i)}" for i in chunk_indices(array, n_rows)}
+        counts, folder = chunk_counts(array, layout.n_steps), f"data/{name}/"
+        inside = {key for key in files if key.startswith(folder)}
+        examined |= {key for key in inside if is_chunk(key.removeprefix(folder), array, counts)}
     unreadable = tuple(f"data/{f.key}/" for f in layout.findings if f.key is not None)
     damaged = store.damaged_files({key for key in examined if not is_document(key)})
     found = [

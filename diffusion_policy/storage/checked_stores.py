@@ -7,7 +7,6 @@ the gate for descriptions (:mod:`diffusion_policy.storage.documents`).
 import asyncio
 import os
 import pathlib
-import re
 import stat
 import zipfile
 from collections.abc import AsyncIterator, Iterator, Mapping
@@ -24,6 +23,7 @@ from diffusion_policy.storage.checksums import (
     DamagedFileError,
     Ledger,
     is_document,
+    is_store_file,
 )
 from diffusion_policy.storage.documents import MAX_CHUNK_BYTES, check_document
 from diffusion_policy.storage.durable_files import PARTIAL
@@ -33,7 +33,6 @@ COMMIT_RECORD = ".committed_episode_ends.json"
 #: Files of ours that are no part of a zarr store; they check themselves.
 OWN_FILES = {CHECKSUMS, JOURNAL, COMMIT_RECORD}
 
-_CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
 NOT_LOADED: Any = object()
 _N_TRIES = 5  # while another process writes
 
@@ -186,7 +185,7 @@ class CheckedDirectory(Checked, LocalStore):
             for name in names:
                 key = (place / name).as_posix()
                 is_ours = name.endswith(PARTIAL) or key in OWN_FILES
-                if not is_ours and (is_document(key) or _CHUNK.fullmatch(name)):
+                if not is_ours and is_store_file(key):
                     yield key
 
 

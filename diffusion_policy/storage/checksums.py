@@ -18,6 +18,7 @@ itself) does not agree with its list any more. Whoever wants that removes the li
 import functools
 import hashlib
 import json
+import re
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ BY_ANOTHER = (
 _ABOUT = "SHA-256 of every file of this zarr store. If another program wrote to it, remove this."
 _VERSION = 1
 _ABSENT = "-"
+_CHUNK = re.compile(r"[0-9]+(\.[0-9]+)*")
+_DOCUMENTS = {".zarray", ".zattrs", ".zgroup", ".zmetadata", "zarr.json"}
 
 
 class DamagedFileError(DataError):
@@ -68,8 +71,13 @@ def digest_of(content: bytes) -> str:
 
 def is_document(key: str) -> bool:
     """Whether a file describes a group or an array (``.zarray``, ``.zattrs``, ``zarr.json``)."""
-    name = key.rpartition("/")[2]
-    return name.startswith(".z") or name == "zarr.json"
+    return key.rpartition("/")[2] in _DOCUMENTS
+
+
+def is_store_file(key: str) -> bool:
+    """Whether a file is a description or a chunk; nothing else is part of a zarr store."""
+    is_relative = not key.startswith("/") and "\\" not in key
+    return is_relative and (is_document(key) or bool(_CHUNK.fullmatch(key.rpartition("/")[2])))
 
 
 @dataclass
@@ -106,7 +114,10 @@ class Checksums:
 
     def changes_to_redo(self) -> dict[str, bytes | None]:
         """The files that are to be written still."""
-        return {key: None if text is None else b64decode(text) for key, text in self.redo.items()}
+        return {
+            key: None if text is None else b64decode(text, validate=True)
+            for key, text in self.redo.items()
+        }
 
     def encode(self) -> bytes:
         """The bytes of the file."""
@@ -135,7 +146,28 @@ class Checksums:
         if values["version"] != _VERSION:
             raise ValueError(f"it is of version {values['version']}, {_VERSION} was expected")
         names = ("files", "documents", "episode_ends", "redo")
-        return cls(**{name: values[name] for name in names})
+        read = cls(**{name: values[name] for name in names})
+        read._check()
+        return read
+
+    def _check(self) -> None:
+        """Somebody may have written the file who knows how to compute its checksum."""
+        ends = [] if self.episode_ends is None else self.episode_ends
+        texts = [*self.files.values(), *self.documents.values()]
+        if not all(isinstance(text, str) for text in texts) or not all(
+            type(end) is int and 0 <= end < 2**63 for end in ends
+        ):
+            raise ValueError("it holds something else than expected")
+        self.changes_to_redo()
+        for key in (*self.files, *self.documents, *self.redo):
+            _check_key(key)
+
+
+def _check_key(key: object) -> str:
+    """The key, if it is a file of a zarr store that lies in that store."""
+    if not isinstance(key, str) or not is_store_file(key) or ".." in key.split("/"):
+        raise ValueError(f"{key!r} is no file of a zarr store")
+    return key
 
 
 def _dump(values: dict[str, Any]) -> bytes:
@@ -164,7 +196,7 @@ def _announced(journal: bytes) -> Iterable[tuple[str, str | None]]:
         digest, _, key = text.partition(" ")
         if check != _check(text):
             raise ValueError(f"its line {number} is damaged")
-        yield json.loads(key), None if digest == _ABSENT else digest
+        yield _check_key(json.loads(key)), None if digest == _ABSENT else digest
 
 
 @dataclass
@@ -201,7 +233,7 @@ class Ledger:
             name = JOURNAL
             for key, digest in _announced(journal or b""):
                 ledger.announced.setdefault(key, []).append(digest)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DamagedFileError(store, name, f"is damaged ({error})", BY_ANOTHER) from error
         return ledger
 

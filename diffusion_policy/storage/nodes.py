@@ -33,6 +33,20 @@ def store_name(node: zarr.Group | zarr.Array) -> str:
     return str(pathlib.Path(root, node.store_path.path))
 
 
+def arrays_of(root: zarr.Group, group: str) -> dict[str, zarr.Array]:
+    """The arrays of ``data`` or ``meta``.
+
+    Raises:
+        DataError: when the group is missing, or the description of an array is damaged.
+    """
+    if group not in root:
+        raise DataError(
+            f"{store_name(root)} holds no replay buffer: the group {group!r} is missing; check the "
+            f"path or get the data set again"
+        )
+    return arrays_in(root[group])
+
+
 def arrays_in(group: Any) -> dict[str, Any]:
     """The arrays of a zarr group (by name; sub-groups are skipped) or of a dict.
 

@@ -36,13 +36,25 @@ class BadChunkError(DataError):
 
 def chunk_counts(array: zarr.Array, n_rows: int | None = None) -> list[int]:
     """The number of chunks along every axis that hold the first ``n_rows`` rows (None: all)."""
-    shape = array.shape if n_rows is None or not array.ndim else (n_rows, *array.shape[1:])
+    shape = array.shape
+    if n_rows is not None and shape:
+        shape = (min(n_rows, shape[0]), *shape[1:])
     return [math.ceil(n / c) for n, c in zip(shape, array.chunks, strict=True)]
 
 
 def chunk_indices(array: zarr.Array, n_rows: int | None = None) -> Iterator[tuple[int, ...]]:
     """The indices of those chunks, in order."""
-    return itertools.product(*map(range, chunk_counts(array, n_rows)))
+    return _indices(chunk_counts(array, n_rows))
+
+
+def _indices(counts: list[int]) -> Iterator[tuple[int, ...]]:
+    """One after the other: ``itertools.product`` would begin by listing absurd lengths."""
+    if not counts:
+        yield ()
+        return
+    for i in range(counts[0]):
+        for behind in _indices(counts[1:]):
+            yield i, *behind
 
 
 def chunk_key(array: zarr.Array, index: tuple[int, ...]) -> str:
@@ -61,7 +73,7 @@ def missing_chunks(array: zarr.Array, n_rows: int | None = None) -> tuple[int, l
             (n_missing, ["?"] if n_missing else []) if n_rows in (None, array.shape[0]) else (0, [])
         )
     counts = chunk_counts(array, n_rows)
-    there = {key for key in _stored_keys(array) if _is_chunk(key, array, counts)}
+    there = {key for key in _stored_keys(array) if is_chunk(key, array, counts)}
     absent = (
         name
         for index in chunk_indices(array, n_rows)
@@ -81,7 +93,8 @@ def _stored_keys(array: zarr.Array) -> list[str]:
     return sync(listed())
 
 
-def _is_chunk(key: str, array: zarr.Array, counts: list[int]) -> bool:
+def is_chunk(key: str, array: zarr.Array, counts: list[int]) -> bool:
+    """Whether a file in the folder of an array is one of its first chunks, ``counts`` per axis."""
     if array.ndim == 0:
         return key == "0"
     parts = key.split(array.metadata.dimension_separator)  # type: ignore[union-attr]
@@ -139,7 +152,7 @@ def _check_blosc_headers(array: zarr.Array, n_rows: int | None) -> None:
     """Find truncated chunks, and those that claim to be larger than the array says."""
     counts = chunk_counts(array, n_rows)
     for key in _stored_keys(array):
-        if not _is_chunk(key, array, counts):
+        if not is_chunk(key, array, counts):
             continue
         header, size = _head_of(array, key)
         problem = blosc_problem(array, header, size)
