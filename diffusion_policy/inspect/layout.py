@@ -22,7 +22,7 @@ from diffusion_policy.common.episode_store import (
 from diffusion_policy.common.errors import DataError
 from diffusion_policy.inspect.chunks import read_whole
 from diffusion_policy.storage.checked_stores import Checked
-from diffusion_policy.storage.checksums import Checksums, is_document
+from diffusion_policy.storage.checksums import Checksums, DamagedFileError, is_document
 from diffusion_policy.storage.durable_files import PARTIAL, finish_replacement
 from diffusion_policy.storage.mending import MendingDirectory, sentence
 from diffusion_policy.storage.nodes import UNREADABLE
@@ -155,7 +155,7 @@ def _open_arrays(root: zarr.Group, group: str, findings: list[Finding]) -> dict[
             described = sync((root.store_path / place / ".zarray").exists())
             if not described and all(n.endswith(PARTIAL) for n in _stored_names(root, place)):
                 continue  # half-made by a writer that was killed: not an array yet
-            reason = getattr(error, "reason", f"is not readable ({error})")
+            reason = _reason_of(error)
             text = f"{place}: its description, the .zarray file, " + (
                 reason if described else "is missing"
             )
@@ -180,7 +180,7 @@ def _read_ends(path: pathlib.Path, root: zarr.Group, findings: list[Finding]) ->
     try:
         return read_ends(root)
     except DataError as error:
-        known, reason = _checksums(root), getattr(error, "reason", f"is not readable ({error})")
+        known, reason = _checksums(root), _reason_of(error)
         if known is None or known.episode_ends is None:
             raise DataError(
                 f"{path}: 'meta/episode_ends' {reason}; nobody can tell where the episodes end "
@@ -189,6 +189,13 @@ def _read_ends(path: pathlib.Path, root: zarr.Group, findings: list[Finding]) ->
     text = f"meta/episode_ends {reason}; where the episodes end is known from the checksums"
     findings.append(Finding("damage", text, mended=True))
     return np.asarray(known.episode_ends, np.int64)
+
+
+def _reason_of(error: Exception) -> str:
+    """What is wrong with an array, to follow its name."""
+    if isinstance(error, DamagedFileError):
+        return error.reason
+    return f"is not readable ({getattr(error, 'reason', error)})"
 
 
 def _read_meta(arrays: dict[str, zarr.Array], findings: list[Finding]) -> dict[str, np.ndarray]:

@@ -24,11 +24,23 @@ from diffusion_policy.storage.nodes import UNREADABLE, compressor_of, store_name
 
 logger = logging.getLogger(__name__)
 
+_WHERE_ALLOWED = (
+    " (where they were never written because they hold only zeros: allow_missing_chunks=True, in "
+    "training +task.dataset.allow_missing_chunks=true)"
+)
 N_NAMES = 3  # so many chunks are named in a sentence
 
 
 class BadChunkError(DataError):
-    """A chunk that cannot be decoded; the message begins with its name."""
+    """A chunk that is missing or cannot be decoded.
+
+    Attributes:
+        reason: what is wrong, in few words, to follow the name of the array.
+    """
+
+    def __init__(self, reason: str, message: str | None = None):
+        self.reason = reason
+        super().__init__(message or reason)
 
 
 # ---- which chunks there are ----------------------------------------------------------------------
@@ -122,14 +134,14 @@ def check_chunks(array: zarr.Array, n_rows: int | None = None, allow_missing: bo
             _check_never_written(array, name)
         n_chunks = math.prod(chunk_counts(array, n_rows))
         which = ", ".join(names) + (", ..." if n_missing > len(names) else "")
-        text = f"{store_name(array)}: {n_missing} of {n_chunks} chunks are missing ({which})"
+        reason = f"{n_missing} of {n_chunks} chunks are missing ({which})"
         if not allow_missing:
-            raise DataError(
-                f"{text}; {rescue(_root_name(array))} (where they were never written because they "
-                f"hold only zeros: allow_missing_chunks=True, in training "
-                f"+task.dataset.allow_missing_chunks=true)"
-            )
-        logger.warning("%s and are read as %s", text, array.fill_value or 0)
+            hint = "" if array.path.startswith("meta/") else _WHERE_ALLOWED
+            name = store_name(array)
+            raise BadChunkError(reason, f"{name}: {reason}; {rescue(_root_name(array))}{hint}")
+        logger.warning(
+            "%s: %s and are read as %s", store_name(array), reason, array.fill_value or 0
+        )
     store = array.store_path.store
     has_checksums = isinstance(store, Checked) and store.ledger is not None
     if isinstance(compressor_of(array), Blosc) and not has_checksums:
@@ -157,9 +169,11 @@ def _check_blosc_headers(array: zarr.Array, n_rows: int | None) -> None:
         header, size = _head_of(array, key)
         problem = blosc_problem(array, header, size)
         if problem:
+            reason = f"chunk {key} cannot be decoded ({problem})"
             raise BadChunkError(
-                f"{store_name(array)}: chunk {key} cannot be decoded ({problem}); the file is "
-                f"truncated or corrupt: {rescue(_root_name(array))}"
+                reason,
+                f"{store_name(array)}: {reason}; the file is truncated or corrupt: "
+                f"{rescue(_root_name(array))}",
             )
 
 
@@ -253,9 +267,11 @@ def read_array(
             f"machine ({size:.1f} GB)"
         ) from error
     except Exception as error:  # codecs raise what they like
-        raise DataError(
-            f"{store_name(array)}: {_first_bad_chunk(array)} cannot be decoded ({error}); the file "
-            f"is truncated, corrupt or needs a codec that is not installed: get the data set again"
+        reason = f"{_first_bad_chunk(array)} cannot be decoded ({error})"
+        raise BadChunkError(
+            reason,
+            f"{store_name(array)}: {reason}; the file is truncated, corrupt or needs a codec that "
+            f"is not installed: get the data set again",
         ) from error
 
 
