@@ -7,6 +7,7 @@ from diffusion_policy.config.checks import (
     check_crops,
     check_horizon,
     check_num_processes,
+    check_scheduler,
     check_training_options,
     check_transformer,
 )
@@ -315,3 +316,13 @@ def test_training_options_that_cannot_be(key, value):
 def test_numbers_of_processes_that_cannot_be(n):
     with pytest.raises(ConfigError, match=r"training.num_processes is .*whole number"):
         check_num_processes(OmegaConf.create({"training": {"num_processes": n}}))
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2**31, 100_001, 1.5, True, "x"])
+def test_numbers_of_noise_levels_that_cannot_be(steps):
+    # a scheduler of 2**31 levels would fill a list of as many numbers, one by one
+    cfg = OmegaConf.create({"policy": {"noise_scheduler": {"num_train_timesteps": steps}}})
+    with pytest.raises(ConfigError, match=r"policy\.noise_scheduler\.num_train_timesteps is"):
+        check_scheduler(cfg)
+    cfg.policy.noise_scheduler.num_train_timesteps = 1000
+    check_scheduler(cfg)
