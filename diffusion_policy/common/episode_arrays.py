@@ -10,17 +10,16 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 import zarr
 
-from diffusion_policy.common.episode_store import commit_ends
+from diffusion_policy.common.episode_store import atomic, commit_ends, settle
 from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.zarr_util import (
-    arrays_in,
     create_array,
     resolve_chunks,
     resolve_compressors,
     save_meta,
-    store_name,
     write_rows,
 )
+from diffusion_policy.storage.nodes import arrays_in, store_name
 
 Array: TypeAlias = np.ndarray | zarr.Array
 #: ``{key: chunks}``, or one chunk shape for all keys.
@@ -155,7 +154,8 @@ class EpisodeArrays:
             if array.dtype == object:
                 raise TypeError(f"meta value {key!r} is no array of numbers: {data[key]!r}")
         if isinstance(self.meta, zarr.Group):
-            save_meta(self.meta, arrays)
+            with atomic(self.root):  # type: ignore[arg-type]
+                save_meta(self.meta, arrays)
         else:
             self.meta.update(arrays)
 
@@ -182,8 +182,10 @@ class EpisodeArrays:
         start = self.n_steps
         stop = start + self._check_episode(data)
         try:
+            for key in [] if self.n_episodes else set(self.keys()) - set(data):
+                del self.data[key]  # type: ignore[union-attr]
             for key, value in data.items():
-                if key in self:
+                if self._fits(key, value):
                     self._resize(key, stop)
                 else:
                     self._create(key, stop, value, chunks, compressors)
@@ -205,6 +207,8 @@ class EpisodeArrays:
         self._set_ends(ends)  # first: rows behind the last end are what a repair expects
         for key in list(self.keys()):
             self._resize(key, self.n_steps)
+        if isinstance(self.root, zarr.Group):
+            settle(self.root)
 
     def pop_episode(self) -> dict[str, np.ndarray]:
         """Remove the last episode and return a copy of it."""
@@ -221,18 +225,26 @@ class EpisodeArrays:
                 f"got lengths {lengths}"
             )
         missing = sorted(set(self.keys()) - set(data))
-        if missing:
+        if missing and self.n_episodes:
             raise DataError(
                 f"the episode lacks {missing}: every episode of {self.name} has the keys "
                 f"{sorted(self.keys())}"
             )
         for key, value in data.items():
-            if key in self and value.shape[1:] != self[key].shape[1:]:
+            if self.n_episodes and key in self and not self._fits(key, value):
                 raise DataError(
                     f"the episode's {key!r} has steps of shape {value.shape[1:]}, those of "
                     f"{self.name} have shape {self[key].shape[1:]}"
                 )
         return next(iter(lengths.values()))
+
+    def _fits(self, key: str, value: np.ndarray) -> bool:
+        """Whether an array is there that takes such steps.
+
+        Where no episode is, arrays of another shape may be: those of a first episode that was never
+        finished. They are replaced.
+        """
+        return key in self and value.shape[1:] == self[key].shape[1:]
 
     def _create(
         self, key: str, n_steps: int, like: np.ndarray, chunks: Chunks, compressors: Compressors
@@ -242,7 +254,10 @@ class EpisodeArrays:
             self.data[key] = np.zeros(shape, dtype=like.dtype)
             return
         layout = resolve_chunks(chunks, key, like), resolve_compressors(compressors, key, like)
-        create_array(self.data, key, shape, like.dtype, *layout)
+        array = create_array(self.data, key, shape, like.dtype, *layout)
+        for start in range(0, self.n_steps, array.chunks[0]):  # a missing chunk means damage
+            rows = min(array.chunks[0], self.n_steps - start)
+            write_rows(array, start, np.zeros((rows, *shape[1:]), like.dtype))
 
     def _resize(self, key: str, n_steps: int) -> None:
         array = self[key]

@@ -16,16 +16,15 @@ import hashlib
 import json
 import logging
 import pathlib
-import shutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import zarr
 from zarr.abc.store import Store
 
-from diffusion_policy.common.episode_store import new_store, open_root
+from diffusion_policy.common.episode_store import open_root
 from diffusion_policy.common.errors import DataError
-from diffusion_policy.common.zarr_util import PARTIAL
+from diffusion_policy.storage.new_store import new_store
 
 logger = logging.getLogger(__name__)
 
@@ -145,8 +144,6 @@ def _read_fingerprint(path: pathlib.Path) -> Any:
 
 
 def _write(path: pathlib.Path, fingerprint: str, build: Callable[[Store], None]) -> None:
-    for left_over in path.parent.glob(f".{path.name}.*{PARTIAL}"):  # of a killed process
-        shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
     with new_store(path) as store:
         zarr.open_group(store, mode="a", zarr_format=2, attributes={FINGERPRINT: fingerprint})
         build(store)

@@ -20,24 +20,24 @@ from zarr.storage import MemoryStore, StoreLike
 from diffusion_policy.common.episode_arrays import Array, Chunks, Compressors, EpisodeArrays
 from diffusion_policy.common.episode_store import (
     Mode,
+    atomic,
     finished_ends,
     is_clean,
-    new_store,
     open_root,
+    settle,
 )
 from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.zarr_util import (
-    arrays_in,
     check_chunks_compatible,
-    compressor_of,
     get_optimal_chunks,
-    read_array,
     rechunk_recompress_array,
     save_array,
     save_data,
     save_meta,
-    store_name,
 )
+from diffusion_policy.storage.new_store import new_store
+from diffusion_policy.storage.nodes import arrays_in, arrays_of, compressor_of, store_name
+from diffusion_policy.storage.reading import check_chunks, read_array
 
 __all__ = [
     "Array",
@@ -65,8 +65,9 @@ class ReplayBuffer(EpisodeArrays):
             root = zarr.open_group(MemoryStore() if storage is None else storage, zarr_format=2)
         # 'data' comes last: its presence says that the layout is complete
         ends = np.zeros((0,), dtype=np.int64)
-        save_array(root.require_group("meta"), "episode_ends", ends, (1,), None)
-        root.require_group("data")
+        with atomic(root, ends):
+            save_array(root.require_group("meta"), "episode_ends", ends, (1,), None)
+            root.require_group("data")
         return cls(root)
 
     @classmethod
@@ -81,22 +82,38 @@ class ReplayBuffer(EpisodeArrays):
 
     @classmethod
     def create_from_path(
-        cls, zarr_path: str | pathlib.Path, mode: Mode = "r", **_: Any
+        cls,
+        zarr_path: str | pathlib.Path,
+        mode: Mode = "r",
+        allow_missing_chunks: bool = False,
+        **_: Any,
     ) -> "ReplayBuffer":
         """Open a store without loading it.
 
-        A directory opened for writing (``'a'``) is repaired if its writer was killed, and every
-        episode added is on the disk when :meth:`add_episode` returns. Opened for reading, a store
-        in that state is left as it is, and a compressed copy of its finished episodes in memory is
+        Every episode added to a directory opened for writing (``'a'``) is on the disk when
+        :meth:`add_episode` returns. What a killed writer began is finished. A store that is damaged
+        is refused, and nothing of it is changed. Opened for reading, a store whose writer was
+        killed is left as it is, and a compressed copy of its finished episodes in memory is
         returned.
+
+        Args:
+            zarr_path: directory, or for reading a zip.
+            mode: as :func:`zarr.open_group`.
+            allow_missing_chunks: accept chunks that are not there and read as zeros.
 
         Raises:
             DataError: when the path is missing or damaged, or a zip is to be extended.
         """
-        root = open_root(zarr_path, mode)
-        if mode == "r" and not is_clean(root):
-            return cls.copy_from_store(root, store=MemoryStore())
-        return cls.create_from_group(root)
+        root = open_root(zarr_path, mode, allow_missing_chunks)
+        if mode != "r":
+            return cls.create_from_group(root)
+        if not is_clean(root):
+            return cls.copy_from_store(
+                root, store=MemoryStore(), allow_missing_chunks=allow_missing_chunks
+            )
+        for array in [*arrays_of(root, "data").values(), *arrays_of(root, "meta").values()]:
+            check_chunks(array, None, allow_missing_chunks)
+        return cls(root)
 
     @classmethod
     def copy_from_store(
@@ -107,6 +124,7 @@ class ReplayBuffer(EpisodeArrays):
         chunks: Chunks = {},  # noqa: B006 (never written to; a published signature)
         compressors: Compressors = {},  # noqa: B006
         if_exists: Literal["replace", "raise"] = "replace",
+        allow_missing_chunks: bool = False,
         **_: Any,
     ) -> "ReplayBuffer":
         """Copy the finished episodes of a store into memory (numpy) or into another store.
@@ -119,24 +137,31 @@ class ReplayBuffer(EpisodeArrays):
                 decoding.
             compressors: likewise.
             if_exists: 'raise' refuses a ``store`` that holds a buffer already.
+            allow_missing_chunks: take chunks that are not there for zeros, with a warning: some
+                programs do not write chunks that hold nothing else.
 
         Raises:
-            DataError: when a key is missing or something cannot be read.
+            DataError: when a key is missing, or something is missing or cannot be read.
         """
         root = src_store if isinstance(src_store, zarr.Group) else open_root(src_store)
         ends = finished_ends(root)
         n_steps = int(ends[-1]) if len(ends) else 0
         arrays = _select(root, keys)
-        meta: dict[str, Any] = arrays_in(root["meta"])
-        if not is_clean(root):
-            meta["episode_ends"] = ends
+        meta: dict[str, Any] = arrays_of(root, "meta")
+        stored_ends = meta.pop("episode_ends", None)  # somebody may have recorded more by now
         if store is None:
-            data = {key: read_array(array, n_steps) for key, array in arrays.items()}
-            meta = {k: read_array(a) if isinstance(a, zarr.Array) else a for k, a in meta.items()}
-            return cls({"data": data, "meta": meta})
+            data = {
+                key: read_array(array, n_steps, allow_missing_chunks)
+                for key, array in arrays.items()
+            }
+            meta = {key: read_array(array) for key, array in meta.items()}
+            return cls({"data": data, "meta": {**meta, "episode_ends": ends}})
         target = _new_root(store, if_exists)
-        save_meta(target.create_group("meta"), meta)
-        save_data(target.create_group("data"), arrays, n_steps, chunks, compressors)
+        target_meta = target.create_group("meta")
+        save_meta(target_meta, meta)
+        save_meta(target_meta, {"episode_ends": ends}, like={"episode_ends": stored_ends})
+        data = target.create_group("data")
+        save_data(data, arrays, n_steps, chunks, compressors, allow_missing_chunks)
         return cls(target)
 
     @classmethod
@@ -149,6 +174,7 @@ class ReplayBuffer(EpisodeArrays):
         chunks: Chunks = {},  # noqa: B006
         compressors: Compressors = {},  # noqa: B006
         if_exists: Literal["replace", "raise"] = "replace",
+        allow_missing_chunks: bool = False,
         **_: Any,
     ) -> "ReplayBuffer":
         """Copy a ``.zarr`` directory or ``.zarr.zip``; see :meth:`copy_from_store`.
@@ -158,7 +184,13 @@ class ReplayBuffer(EpisodeArrays):
         root = open_root(zarr_path)
         with contextlib.closing(root.store_path.store):  # a zip store keeps its file open
             return cls.copy_from_store(
-                root, None if backend == "numpy" else store, keys, chunks, compressors, if_exists
+                root,
+                None if backend == "numpy" else store,
+                keys,
+                chunks,
+                compressors,
+                if_exists,
+                allow_missing_chunks,
             )
 
     # ---- saving ----------------------------------------------------------------------------------
@@ -191,8 +223,8 @@ class ReplayBuffer(EpisodeArrays):
     ) -> pathlib.Path:
         """Write the buffer to a zarr directory, or to a zip where the path ends in ``.zip``.
 
-        Returns the path. It is written next to the path and moved into place, so what was there
-        survives a failure.
+        Returns the path. It is written next to the path and moved into place, so at every instant
+        a complete one is there, the old or the new, also if the process is killed.
 
         Raises:
             DataError: when the disk is full or cannot be written, or the path must not be replaced.
@@ -214,6 +246,7 @@ class ReplayBuffer(EpisodeArrays):
         """Re-chunk the arrays named; unknown keys are ignored."""
         for key in self._zarr_arrays().keys() & chunks.keys():
             rechunk_recompress_array(self.data, key, chunks=chunks[key])  # type: ignore[arg-type]
+        settle(self.root)  # type: ignore[arg-type]
 
     def get_compressors(self) -> dict[str, Any]:
         """Codec of every array, None where it is stored raw."""
@@ -223,6 +256,7 @@ class ReplayBuffer(EpisodeArrays):
         """Re-compress the arrays named (None keeps the old codec); unknown keys are ignored."""
         for key in self._zarr_arrays().keys() & compressors.keys():
             rechunk_recompress_array(self.data, key, compressor=compressors[key])  # type: ignore[arg-type]
+        settle(self.root)  # type: ignore[arg-type]
 
     def _zarr_arrays(self) -> dict[str, zarr.Array]:
         if self.backend != "zarr":

@@ -6,13 +6,8 @@ and ignored by old readers: the explicit ``dimension_separator`` (its default) a
 files.
 """
 
-import itertools
-import logging
 import math
 import numbers
-import pathlib
-import warnings
-import zipfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,12 +17,10 @@ from numcodecs import Blosc
 from numcodecs.abc import Codec
 from zarr.core.buffer import default_buffer_prototype
 from zarr.core.sync import sync
-from zarr.errors import ZarrUserWarning
-from zarr.storage import LocalStore
 
-from diffusion_policy.common.errors import ConfigError, DataError
-
-logger = logging.getLogger(__name__)
+from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.storage.nodes import compressor_of
+from diffusion_policy.storage.reading import check_chunks, chunk_indices, chunk_key, read_array
 
 COMPRESSORS = {
     "default": Blosc(cname="lz4", clevel=5, shuffle=Blosc.NOSHUFFLE),  # fast to read back
@@ -35,11 +28,6 @@ COMPRESSORS = {
 }
 #: What zarr 2 used where nobody chose: the small arrays of ``/meta`` carry it.
 META_COMPRESSOR = Blosc(cname="lz4", clevel=5, shuffle=Blosc.SHUFFLE)
-
-#: What zarr and the codecs raise when a store is truncated, corrupt, or needs an unknown codec.
-UNREADABLE = (ValueError, RuntimeError, TypeError, KeyError, OSError, zipfile.BadZipFile)
-
-PARTIAL = ".partial"  # suffix of files that were not finished; zarr uses it as well
 
 _COPY_BYTES = 64e6  # how much of an array is decoded at a time while it is re-chunked
 
@@ -109,39 +97,6 @@ def get_optimal_chunks(
     return (1,) * cut + (max(cut_length, 1), *lengths[cut + 1 :])
 
 
-def store_name(node: zarr.Group | zarr.Array) -> str:
-    """Where a group or array lives, as a person would name it: a path, or ``memory``."""
-    store = node.store_path.store
-    root = getattr(store, "root", None) or getattr(store, "path", None)
-    if not isinstance(root, (str, pathlib.Path)):
-        return "memory"
-    return str(pathlib.Path(root, node.store_path.path))
-
-
-def arrays_in(group: Any) -> dict[str, Any]:
-    """The arrays of a zarr group (by name; sub-groups are skipped) or of a dict.
-
-    Raises:
-        DataError: when the description of an array is damaged.
-    """
-    if isinstance(group, dict):
-        return group
-    try:
-        with warnings.catch_warnings():  # what a killed writer left half-made is simply no array
-            warnings.simplefilter("ignore", ZarrUserWarning)
-            return dict(sorted(group.arrays()))
-    except UNREADABLE as error:
-        raise DataError(
-            f"{store_name(group)}: the .zarray file of an array is not readable ({error}); it is "
-            f"truncated or corrupt: get the data set again"
-        ) from error
-
-
-def compressor_of(array: zarr.Array) -> Codec | None:
-    """The codec a format-2 array is compressed with, None where it is stored raw."""
-    return array.compressors[0] if array.compressors else None  # type: ignore[return-value]
-
-
 def create_array(
     group: zarr.Group,
     name: str,
@@ -186,73 +141,22 @@ def save_array(
     return array
 
 
-def read_array(array: zarr.Array, length: int | None = None) -> np.ndarray:
-    """Read an array, or its first ``length`` rows, into memory.
-
-    Raises:
-        DataError: naming the damaged chunk, when something cannot be decoded.
-    """
-    missing = array.nchunks - array.nchunks_initialized
-    if missing and length in (None, array.shape[0]):  # not the rows of an unfinished episode
-        name = store_name(array)
-        logger.warning(
-            "%s: %d of %d chunks are missing and read as zeros", name, missing, array.nchunks
-        )
-    _check_blosc_files(array)
-    try:
-        return np.asarray(array[...] if length is None else array[:length])
-    except UNREADABLE as error:
-        raise DataError(
-            f"{store_name(array)}: {_first_bad_chunk(array)} cannot be decoded ({error}); the file "
-            f"is truncated, corrupt or needs a codec that is not installed: get the data set again"
-        ) from error
-
-
-def _check_blosc_files(array: zarr.Array) -> None:
-    """Find truncated chunk files, because Blosc does not: it decodes what follows in memory.
-
-    A zip checks itself (CRC).
-    """
-    store = array.store_path.store
-    if not isinstance(store, LocalStore) or not isinstance(compressor_of(array), Blosc):
-        return
-    folder = store.root / array.store_path.path
-    for file in folder.rglob("[0-9]*"):
-        if file.is_file() and not file.name.endswith(PARTIAL):
-            with open(file, "rb") as stream:
-                _check_blosc(
-                    array, str(file.relative_to(folder)), stream.read(16), file.stat().st_size
-                )
-
-
-def _check_blosc(array: zarr.Array, chunk: str, header: bytes, size: int) -> None:
-    # bytes 12..16 of the header: length of the compressed chunk, header included
-    expected = int.from_bytes(header[12:16], "little") if len(header) == 16 else "at least 16"
-    if size != expected:
-        raise DataError(
-            f"{store_name(array)}: chunk {chunk} cannot be decoded ({size} bytes, expected "
-            f"{expected}); the file is truncated or corrupt: get the data set again"
-        )
-
-
-def _first_bad_chunk(array: zarr.Array) -> str:
-    counts = [math.ceil(n / c) for n, c in zip(array.shape, array.chunks, strict=True)]
-    for index in itertools.product(*map(range, counts)):
-        try:
-            array.blocks[index]
-        except UNREADABLE:
-            return "chunk " + ".".join(map(str, index))
-    return "a chunk"
-
-
 def copy_array(
     source: zarr.Array,
     group: zarr.Group,
     name: str,
     chunks: tuple[int, ...],
     compressor: Codec | None,
+    n_rows: int | None = None,
+    allow_missing_chunks: bool = False,
 ) -> zarr.Array:
-    """Copy ``source`` to ``group/name``: byte by byte where nothing changes, else re-encoded."""
+    """Copy ``source`` to ``group/name``: byte by byte where nothing changes, else re-encoded.
+
+    Raises:
+        DataError: when something is missing of its first ``n_rows`` rows (None: of all), see
+            :func:`check_chunks`.
+    """
+    check_chunks(source, n_rows, allow_missing_chunks)
     if tuple(chunks) == source.chunks and compressor == compressor_of(source):
         _copy_encoded(source, group, name)
         return group[name]  # type: ignore[return-value]
@@ -267,16 +171,15 @@ def copy_array(
 
 def _copy_encoded(source: zarr.Array, group: zarr.Group, name: str) -> None:
     """Copy the stored bytes of an array without decoding them (lossy images stay as they are)."""
-    _check_blosc_files(source)
     src, dst = source.store_path, group.store_path / name
+    keys = [".zarray", ".zattrs", *(chunk_key(source, index) for index in chunk_indices(source))]
 
     async def copy() -> None:
         await dst.delete_dir()
-        keys = [key async for key in src.store.list_prefix(f"{src.path}/")]
         for key in keys:
-            value = await src.store.get(key, default_buffer_prototype())
-            if value is not None and not key.endswith(PARTIAL):
-                await dst.store.set(f"{dst.path}/{key[len(src.path) + 1 :]}", value)
+            value = await (src / key).get(default_buffer_prototype())
+            if value is not None:
+                await (dst / key).set(value)
 
     sync(copy())
 
@@ -321,6 +224,7 @@ def save_data(
     n_steps: int,
     chunks: Any,
     compressors: Any,
+    allow_missing_chunks: bool = False,
 ) -> None:
     """Write the first ``n_steps`` rows of every array; chunks and compressor resolved per key."""
     for key, array in arrays.items():
@@ -328,18 +232,30 @@ def save_data(
         if isinstance(array, np.ndarray):
             save_array(group, key, array[:n_steps], *layout)
             continue
-        copy = copy_array(array, group, key, *layout)
+        copy = copy_array(array, group, key, *layout, n_steps, allow_missing_chunks)
         if copy.shape[0] > n_steps:
             copy.resize((n_steps, *copy.shape[1:]))
 
 
-def save_meta(group: zarr.Group, arrays: Mapping[str, np.ndarray | zarr.Array]) -> None:
-    """Write small arrays; those of a store keep their layout, others become one chunk each."""
+def save_meta(
+    group: zarr.Group,
+    arrays: Mapping[str, np.ndarray | zarr.Array],
+    like: Mapping[str, zarr.Array | None] = {},
+) -> None:
+    """Write small arrays; those of a store keep their layout, others become one chunk each.
+
+    Args:
+        group: where to.
+        arrays: what to write.
+        like: arrays of a store whose layout others take.
+    """
     for key, array in arrays.items():
-        if isinstance(array, np.ndarray):
-            save_array(group, key, array, array.shape, META_COMPRESSOR)
+        layout = array if isinstance(array, zarr.Array) else like.get(key)
+        values = array if isinstance(array, np.ndarray) else read_array(array)
+        if layout is None:
+            save_array(group, key, values, values.shape, META_COMPRESSOR)
         else:
-            save_array(group, key, read_array(array), array.chunks, compressor_of(array))
+            save_array(group, key, values, layout.chunks, compressor_of(layout))
 
 
 def resolve_compressors(compressors: Any, key: str, array: np.ndarray | zarr.Array) -> Codec | None:

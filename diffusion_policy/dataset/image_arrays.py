@@ -5,7 +5,6 @@ Only one chunk of them exists as floats at any time.
 """
 
 import contextlib
-import logging
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,20 +13,13 @@ import numpy as np
 import zarr
 from tqdm import tqdm
 from zarr.core.metadata import ArrayV2Metadata
-from zarr.core.sync import sync
 
 from diffusion_policy.common.episode_store import open_root
 from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.replay_buffer import ReplayBuffer
-from diffusion_policy.common.zarr_util import (
-    arrays_in,
-    compressor_of,
-    read_array,
-    store_name,
-)
 from diffusion_policy.dataset.demonstrations import check_demonstrations, describe_step
-
-logger = logging.getLogger(__name__)
+from diffusion_policy.storage.nodes import arrays_in, store_name
+from diffusion_policy.storage.reading import check_chunks, read_chunk
 
 _BAR_DELAY_S = 2.0  # a progress bar for those who would wonder, not for tests
 
@@ -46,7 +38,10 @@ def stored_keys(path: pathlib.Path) -> list[str]:
 
 
 def load_demonstrations(
-    path: pathlib.Path, keys: Sequence[str], images: Mapping[str, FrameShape]
+    path: pathlib.Path,
+    keys: Sequence[str],
+    images: Mapping[str, FrameShape],
+    allow_missing_chunks: bool = False,
 ) -> ReplayBuffer:
     """Load demonstrations with images into memory.
 
@@ -55,6 +50,7 @@ def load_demonstrations(
         keys: arrays to load as they are.
         images: arrays to load as uint8, and the shape of their frames, as
             ``{'img': ('height', 'width', 3)}``.
+        allow_missing_chunks: take chunks that are not there for zeros.
 
     Raises:
         DataError: when something is missing, damaged, of another shape or type than expected, not
@@ -65,12 +61,14 @@ def load_demonstrations(
         missing = [key for key in (*keys, *images) if key not in arrays]
         if missing:
             raise DataError(f"{path} has no data {missing}; it holds {sorted(arrays)}")
-        buffer = ReplayBuffer.copy_from_store(root, keys=list(keys))
+        buffer = ReplayBuffer.copy_from_store(
+            root, keys=list(keys), allow_missing_chunks=allow_missing_chunks
+        )
         check_demonstrations(buffer, str(path))
         for key, frame_shape in images.items():
             _check_layout(arrays[key], frame_shape, buffer.n_steps)
         ends = np.asarray(buffer.episode_ends)
-        loaded = {key: read_images(arrays[key], ends) for key in images}
+        loaded = {key: read_images(arrays[key], ends, allow_missing_chunks) for key in images}
     return ReplayBuffer({"data": {**buffer.data, **loaded}, "meta": buffer.meta})  # type: ignore[dict-item]
 
 
@@ -111,21 +109,25 @@ def _check_layout(array: zarr.Array, frame_shape: FrameShape, n_steps: int) -> N
         )
 
 
-def read_images(array: zarr.Array, episode_ends: np.ndarray) -> np.ndarray:
+def read_images(
+    array: zarr.Array, episode_ends: np.ndarray, allow_missing_chunks: bool = False
+) -> np.ndarray:
     """Read the images of all finished episodes.
 
     Args:
         array: ``(N, ...)``; uint8, or another type of which every value is a whole number 0..255.
         episode_ends: exclusive end of every episode, i64 ``(n_episodes,)``.
+        allow_missing_chunks: take chunks that are not there for black images.
 
     Returns:
         uint8 ``(last end, ...)``
 
     Raises:
-        DataError: naming the place, when something cannot be decoded or is no such number.
+        DataError: naming the place, when something is missing, cannot be decoded or is no such
+            number.
     """
     n_steps = int(episode_ends[-1])
-    _check_chunks(array, n_steps)
+    check_chunks(array, n_steps, allow_missing_chunks)
     images = np.empty((n_steps, *array.shape[1:]), np.uint8)
     title, length = f"Loading {array.basename}", array.chunks[0]
     with tqdm(total=n_steps, desc=title, unit=" img", delay=_BAR_DELAY_S, leave=False) as bar:
@@ -134,18 +136,6 @@ def read_images(array: zarr.Array, episode_ends: np.ndarray) -> np.ndarray:
             _read_rows(array, rows, images[rows], episode_ends)
             bar.update(rows.stop - rows.start)
     return images
-
-
-def _check_chunks(array: zarr.Array, n_steps: int) -> None:
-    read_array(array, 0)  # no rows: only to find truncated files, which Blosc would decode
-    missing = array.nchunks - array.nchunks_initialized
-    if missing and array.shape[0] == n_steps:  # not the images of an unfinished episode
-        logger.warning(
-            "%s: %d of %d chunks are missing and read as black images",
-            store_name(array),
-            missing,
-            array.nchunks,
-        )
 
 
 def _read_rows(
@@ -186,16 +176,7 @@ def _has_whole_images(array: zarr.Array) -> bool:
 
 
 def _decode(array: zarr.Array, rows: slice) -> np.ndarray:
-    """Decode one chunk, in this thread.
-
-    zarr would do that in a pool of threads, each of which keeps the memory of its largest chunk:
-    100 MB for the published images.
-    """
-    number = (rows.start // array.chunks[0], *[0] * (array.ndim - 1))
-    chunk = sync((array.store_path / array.metadata.encode_chunk_key(number)).get())
-    if chunk is None:
-        return np.zeros((rows.stop - rows.start, *array.shape[1:]), array.dtype)
-    codec = compressor_of(array)
-    content = chunk.to_bytes() if codec is None else codec.decode(chunk.to_bytes())
-    images = np.frombuffer(content, array.dtype).reshape(array.chunks)  # type: ignore[arg-type]
-    return images[: rows.stop - rows.start]
+    """The images of one chunk."""
+    n_rows = rows.stop - rows.start
+    chunk = read_chunk(array, (rows.start // array.chunks[0], *[0] * (array.ndim - 1)))
+    return np.zeros((n_rows, *array.shape[1:]), array.dtype) if chunk is None else chunk[:n_rows]

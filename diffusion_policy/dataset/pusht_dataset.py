@@ -31,6 +31,8 @@ class PushTLowdimDataset(LowdimWindowDataset):
         seed: of the choice of episodes.
         val_ratio: share of episodes that are not trained on.
         max_train_episodes: train on no more than these many episodes.
+        allow_missing_chunks: take chunks that are not there for zeros: some programs do not write
+            chunks that hold nothing else. Without this a missing chunk is damage.
 
     Raises:
         ConfigError: when no window fits into any training episode.
@@ -49,10 +51,15 @@ class PushTLowdimDataset(LowdimWindowDataset):
         seed: int = 42,
         val_ratio: float = 0.0,
         max_train_episodes: int | None = None,
+        allow_missing_chunks: bool = False,
     ):
         embedded = f"train on the embedded ones with task.dataset.zarr_path={EMBEDDED}"
         path = find_pusht_data(zarr_path, embedded)
-        buffer = ReplayBuffer.copy_from_path(path, keys=[obs_key, state_key, action_key])
+        buffer = ReplayBuffer.copy_from_path(
+            path,
+            keys=[obs_key, state_key, action_key],
+            allow_missing_chunks=allow_missing_chunks,
+        )
         check_demonstrations(buffer, str(path))
         self.replay_buffer = buffer
         keypoints = np.asarray(buffer[obs_key])

@@ -27,6 +27,8 @@ class PushTImageDataset(ImageWindowDataset):
         val_ratio: share of episodes that are not trained on.
         max_train_episodes: train on no more than these many episodes.
         n_obs_steps: give the observations of these many first steps of a window only. None: of all.
+        allow_missing_chunks: take chunks that are not there for zeros: some programs do not write
+            chunks that hold nothing else. Without this a missing chunk is damage.
 
     Raises:
         ConfigError: when no window fits into any training episode, or ``n_obs_steps`` into the
@@ -45,6 +47,7 @@ class PushTImageDataset(ImageWindowDataset):
         val_ratio: float = 0.0,
         max_train_episodes: int | None = None,
         n_obs_steps: int | None = None,
+        allow_missing_chunks: bool = False,
     ):
         embedded = f"draw images of the embedded ones with {drawing_instructions(EMBEDDED)}"
         path = find_pusht_data(zarr_path, embedded)
@@ -55,7 +58,7 @@ class PushTImageDataset(ImageWindowDataset):
                 f"{drawing_instructions(zarr_path)}"
             )
         buffer = load_demonstrations(
-            path, ["state", "action"], images={"img": ("height", "width", 3)}
+            path, ["state", "action"], {"img": ("height", "width", 3)}, allow_missing_chunks
         )
         self.replay_buffer = buffer
         super().__init__(

@@ -63,8 +63,8 @@ class EpisodeList(click.ParamType):
     "--repair",
     "new_path",
     type=click.Path(path_type=pathlib.Path),
-    help="Copy the whole episodes before the first damage to this new place, a zarr directory, or "
-    "a zip if it ends in .zip.",
+    help="Copy every episode that is whole to this new place, a zarr directory, or a zip if it "
+    "ends in .zip.",
 )
 def main(
     dataset: str,
@@ -112,13 +112,30 @@ def _summarize(path: pathlib.Path) -> Summary:
 
 def _repair(summary: Summary, new_path: pathlib.Path) -> None:
     repaired = repair(summary, new_path)
+    lost = set(range(summary.n_stored_episodes)) - set(repaired.kept.tolist())
     click.echo(
         f"Repaired copy: {repaired.path}\n"
         f"  kept {repaired.n_kept_episodes} episodes, {repaired.n_kept_steps} steps\n"
         f"  lost {repaired.n_lost_episodes} episodes, {repaired.n_lost_steps} steps"
+        + (f": episodes {format_numbers(sorted(lost))}" if lost else "")
     )
+    for what in repaired.mended:
+        click.echo(f"  mended: {what}")
     for what in repaired.left_out:
         click.echo(f"  left out: {what}")
+    for key in repaired.encoded_again:
+        click.echo(f"  {key}: its values are kept, compressed by a codec without loss")
+
+
+def format_numbers(numbers: list[int]) -> str:
+    """``[0, 5, 10, 11, 12]`` as ``'0, 5, 10-12'``."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else str(r[0]) for r in runs)
 
 
 if __name__ == "__main__":

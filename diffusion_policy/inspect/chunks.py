@@ -1,22 +1,23 @@
 """The stored chunks of an array, read one after the other and verified.
 
-zarr reads a missing chunk as zeros, and Blosc decodes a truncated file to whatever follows in
-memory. An inspection must notice both, and go on behind them.
+An inspection must notice every chunk that is damaged, and go on behind it.
 """
 
-import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import zarr
-from numcodecs import Blosc
-from zarr.core.metadata import ArrayV2Metadata
-from zarr.core.sync import sync
 
 from diffusion_policy.common.errors import DataError
-from diffusion_policy.common.zarr_util import compressor_of, store_name
+from diffusion_policy.storage.nodes import store_name
+from diffusion_policy.storage.reading import (
+    BadChunkError,
+    chunk_indices,
+    chunk_key,
+    read_chunk,
+)
 
 
 @dataclass(frozen=True)
@@ -31,10 +32,6 @@ class Block:
     problem: str | None = None
 
 
-class _BadChunk(Exception):
-    pass
-
-
 def iter_blocks(array: zarr.Array, n_rows: int) -> Iterator[Block]:
     """The first ``n_rows`` rows of an array, one block in memory at a time."""
     for number in range(math.ceil(n_rows / array.chunks[0])):
@@ -45,22 +42,29 @@ def read_block(array: zarr.Array, number: int, n_rows: int) -> Block:
     """Block ``number`` of the first ``n_rows`` rows."""
     length = array.chunks[0]
     rows = slice(number * length, min((number + 1) * length, n_rows))
-    values = np.empty((rows.stop - rows.start, *array.shape[1:]), array.dtype)
+    values = None
     for index in chunks_of_block(array, number):
         try:
             chunk = _read_chunk(array, index)
-        except _BadChunk as problem:
+        except BadChunkError as problem:
             return Block(rows, None, str(problem))
+        try:
+            values = _space(array, rows) if values is None else values
+        except (MemoryError, ValueError) as error:  # the description may be absurd
+            return Block(rows, None, f"chunks of shape {array.shape} are too large ({error})")
         behind = zip(index[1:], array.chunks[1:], strict=True)
         part = values[(slice(None), *(slice(i * n, (i + 1) * n) for i, n in behind))]
         part[...] = chunk[tuple(map(slice, part.shape))]  # chunks at the rim are padded
-    return Block(rows, values)
+    return Block(rows, _space(array, rows) if values is None else values)
+
+
+def _space(array: zarr.Array, rows: slice) -> np.ndarray:
+    return np.empty((rows.stop - rows.start, *array.shape[1:]), array.dtype)
 
 
 def chunks_of_block(array: zarr.Array, number: int) -> Iterator[tuple[int, ...]]:
     """The indices of the chunks that make up block ``number``."""
-    counts = (math.ceil(n / c) for n, c in zip(array.shape[1:], array.chunks[1:], strict=True))
-    return itertools.product([number], *map(range, counts))
+    return ((number, *rest) for (_, *rest) in chunk_indices(array, 1))
 
 
 def read_whole(array: zarr.Array) -> np.ndarray:
@@ -70,7 +74,8 @@ def read_whole(array: zarr.Array) -> np.ndarray:
         DataError: naming the chunk that is not readable.
     """
     if array.ndim == 0:
-        return np.asarray(array[...])
+        chunk = _read_chunk(array, ())
+        return chunk.reshape(())
     blocks = list(iter_blocks(array, array.shape[0]))
     for block in blocks:
         if block.values is None:
@@ -81,31 +86,8 @@ def read_whole(array: zarr.Array) -> np.ndarray:
 
 
 def _read_chunk(array: zarr.Array, index: tuple[int, ...]) -> np.ndarray:
-    name = "chunk " + ".".join(map(str, index))
-    try:
-        stored = sync((array.store_path / array.metadata.encode_chunk_key(index)).get())
-        if stored is None:
-            raise _BadChunk(f"{name} is missing (and would be read as zeros)")
-        return _decode(array, index, stored.to_bytes())
-    except _BadChunk:
-        raise
-    except Exception as error:  # codecs raise what they like
-        raise _BadChunk(f"{name} is truncated or corrupt ({error})") from error
-
-
-def _decode(array: zarr.Array, index: tuple[int, ...], content: bytes) -> np.ndarray:
-    codec = compressor_of(array)
-    if isinstance(codec, Blosc):  # bytes 12..16 of its header: length of the chunk, header included
-        length = int.from_bytes(content[12:16], "little")
-        if len(content) < 16 or len(content) != length:
-            raise ValueError(f"{len(content)} bytes, expected {length}")
-    metadata = array.metadata
-    if not isinstance(metadata, ArrayV2Metadata) or metadata.order != "C" or metadata.filters:
-        return np.asarray(array.blocks[index])
-    decoded = content if codec is None else codec.decode(content)
-    # here and not by zarr: its threads each keep the memory of their largest chunk
-    values = np.frombuffer(decoded, array.dtype)  # type: ignore[arg-type]
-    expected = math.prod(array.chunks)
-    if len(values) != expected:
-        raise ValueError(f"{len(values)} values, expected {expected}")
-    return values.reshape(array.chunks)
+    chunk = read_chunk(array, index)
+    if chunk is None:
+        name = chunk_key(array, index)
+        raise BadChunkError(f"chunk {name} is missing (and would be read as zeros)")
+    return chunk

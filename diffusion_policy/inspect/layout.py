@@ -13,23 +13,42 @@ import zarr
 from zarr.core.sync import sync
 from zarr.storage import ZipStore
 
-from diffusion_policy.common.episode_store import COMMIT_RECORD, finished_ends, open_root
+from diffusion_policy.common.episode_store import (
+    finished_ends,
+    has_unfinished_commit,
+    open_root,
+    read_ends,
+)
 from diffusion_policy.common.errors import DataError
-from diffusion_policy.common.zarr_util import PARTIAL, UNREADABLE
 from diffusion_policy.inspect.chunks import read_whole
+from diffusion_policy.storage.checked_stores import Checked
+from diffusion_policy.storage.checksums import Checksums, DamagedFileError, is_document
+from diffusion_policy.storage.durable_files import PARTIAL, finish_replacement
+from diffusion_policy.storage.mending import MendingDirectory, sentence
+from diffusion_policy.storage.nodes import UNREADABLE
+from diffusion_policy.storage.reading import chunk_counts, is_chunk
+
+END = 2**63 - 1  # behind the last row, however many there are
 
 
 @dataclass(frozen=True)
 class Finding:
     """Something that is wrong (``damage``) or worth a look (``warning``).
 
-    ``row`` is the first row of the arrays it concerns: the data before it are not affected. None:
-    it does not concern the episodes.
+    Attributes:
+        text: one sentence.
+        row: the first row of the arrays it concerns. None: it does not concern the episodes.
+        key: the array it concerns. None: all of them.
+        lost: the rows of it that are lost.
+        mended: nothing is lost, what the file held is known from elsewhere.
     """
 
     level: Literal["damage", "warning"]
     text: str
     row: int | None = None
+    key: str | None = None
+    lost: tuple[slice, ...] = ()
+    mended: bool = False
 
 
 @dataclass
@@ -64,13 +83,14 @@ def opened(path: pathlib.Path) -> Iterator[Layout]:
     """Open a replay buffer, a zarr directory or zip, for reading.
 
     Raises:
-        DataError: when there is none, or its episode ends are not readable: nothing can be said
+        DataError: when there is none, or nobody knows where its episodes end: nothing can be said
             about the data then.
     """
     from diffusion_policy.codecs.imagecodecs_numcodecs import register_codecs
 
     register_codecs(verbose=False)  # zarr cannot open arrays whose codec it does not know
-    root = open_root(path)
+    finish_replacement(path)
+    root = open_root(MendingDirectory(path) if path.is_dir() else path)
     with contextlib.closing(root.store_path.store):
         yield _layout(path, root)
 
@@ -85,9 +105,9 @@ def _layout(path: pathlib.Path, root: zarr.Group) -> Layout:
                 f"{path} holds no replay buffer: groups 'data' and 'meta' with "
                 f"'meta/episode_ends' were expected, found {found}{lost}"
             )
-    meta_arrays = _open_arrays(root, "meta", None, findings)
-    ends = _read_ends(path, root, meta_arrays, findings)
-    arrays = _open_arrays(root, "data", 0, findings)
+    meta_arrays = _open_arrays(root, "meta", findings)
+    ends = _read_ends(path, root, findings)
+    arrays = _open_arrays(root, "data", findings)
     meta_arrays.pop("episode_ends", None)
     meta = _read_meta(meta_arrays, findings)
     layout = Layout(path, root, arrays, meta, _possible(ends, findings), len(ends), findings)
@@ -102,19 +122,30 @@ def _has(root: zarr.Group, group: str) -> bool:
         return False
 
 
+def _checksums(root: zarr.Group) -> Checksums | None:
+    """The list of the store, where it has one."""
+    store = root.store_path.store
+    ledger = store.ledger if isinstance(store, Checked) else None
+    return None if ledger is None else ledger.listed
+
+
 def _stored_names(root: zarr.Group, folder: str) -> list[str]:
-    """What lies in a folder of the store, except for descriptions (``.zgroup`` and the like)."""
+    """The arrays and groups that lie in a folder of the store, or should."""
     place = root.store_path / folder
 
     async def listed() -> list[str]:
         return [name async for name in place.store.list_dir(place.path)]
 
-    return sorted(n for n in sync(listed()) if not n.startswith(".") and n != "zarr.json")
+    names = {name for name in sync(listed()) if not name.startswith(".") and name != "zarr.json"}
+    known, prefix = _checksums(root), f"{folder}/" if folder else ""
+    for key in known.documents if known is not None else ():
+        name, _, below = key.removeprefix(prefix).partition("/")
+        if key.startswith(prefix) and below:
+            names.add(name)
+    return sorted(names)
 
 
-def _open_arrays(
-    root: zarr.Group, group: str, row: int | None, findings: list[Finding]
-) -> dict[str, zarr.Array]:
+def _open_arrays(root: zarr.Group, group: str, findings: list[Finding]) -> dict[str, zarr.Array]:
     arrays = {}
     for name in _stored_names(root, group):
         place = f"{group}/{name}"
@@ -124,47 +155,47 @@ def _open_arrays(
             described = sync((root.store_path / place / ".zarray").exists())
             if not described and all(n.endswith(PARTIAL) for n in _stored_names(root, place)):
                 continue  # half-made by a writer that was killed: not an array yet
-            reason = f"is not readable ({error})" if described else "is missing"
-            findings.append(
-                Finding("damage", f"{place}: its description, the .zarray file, {reason}", row)
+            reason = _reason_of(error)
+            text = f"{place}: its description, the .zarray file, " + (
+                reason if described else "is missing"
             )
+            if group == "data":
+                findings.append(Finding("damage", text, 0, name, (slice(0, END),)))
+            elif name != "episode_ends":
+                findings.append(Finding("damage", text))
             continue
         if isinstance(node, zarr.Array):
-            if 0 in node.chunks:
-                text = f"{place}: chunks of {node.chunks} in its .zarray file hold nothing"
-                findings.append(Finding("damage", text, row))
-                continue
             arrays[name] = node
     return arrays
 
 
-def _read_ends(
-    path: pathlib.Path, root: zarr.Group, meta: dict[str, zarr.Array], findings: list[Finding]
-) -> np.ndarray:
-    if sync((root.store_path / COMMIT_RECORD).exists()):
-        findings.append(
-            Finding(
-                "warning",
-                "the last recording was stopped just before it ended; its last episode is "
-                "complete, and the next recording into this data set tidies up",
-            )
+def _read_ends(path: pathlib.Path, root: zarr.Group, findings: list[Finding]) -> np.ndarray:
+    if has_unfinished_commit(root):
+        text = (
+            "the last recording was stopped just before it ended; its last episode is complete, "
+            "and the next recording into this data set tidies up"
         )
-        try:
-            return finished_ends(root)
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: {COMMIT_RECORD} is not readable ({error})") from error
-    if "episode_ends" not in meta:
-        raise DataError(
-            f"{path}: 'meta/episode_ends' is missing or not readable; nobody can tell where the "
-            f"episodes end without it: get the data set again"
-        )
-    ends = read_whole(meta["episode_ends"])
-    if ends.ndim != 1 or ends.dtype.kind not in "iu":
-        raise DataError(
-            f"{path}: 'meta/episode_ends' has shape {ends.shape} and type {ends.dtype}; one whole "
-            f"number per episode was expected: get the data set again"
-        )
-    return ends.astype(np.int64)
+        findings.append(Finding("warning", text))
+        return finished_ends(root)
+    try:
+        return read_ends(root)
+    except DataError as error:
+        known, reason = _checksums(root), _reason_of(error)
+        if known is None or known.episode_ends is None:
+            raise DataError(
+                f"{path}: 'meta/episode_ends' {reason}; nobody can tell where the episodes end "
+                f"without it: get the data set again"
+            ) from error
+    text = f"meta/episode_ends {reason}; where the episodes end is known from the checksums"
+    findings.append(Finding("damage", text, mended=True))
+    return np.asarray(known.episode_ends, np.int64)
+
+
+def _reason_of(error: Exception) -> str:
+    """What is wrong with an array, to follow its name."""
+    if isinstance(error, DamagedFileError):
+        return error.reason
+    return f"is not readable ({getattr(error, 'reason', error)})"
 
 
 def _read_meta(arrays: dict[str, zarr.Array], findings: list[Finding]) -> dict[str, np.ndarray]:
@@ -191,6 +222,7 @@ def _possible(ends: np.ndarray, findings: list[Finding]) -> np.ndarray:
             f"ends at row {ends[first]}; the {len(ends) - first} episodes from there on are not "
             f"examined",
             start,
+            lost=(slice(start, END),),
         )
     )
     return ends[:first]
@@ -201,25 +233,43 @@ def _check_lengths(layout: Layout) -> None:
     if layout.n_stored_episodes == 0:
         findings.append(Finding("warning", "there is no episode yet"))
     elif not layout.arrays:
-        findings.append(Finding("damage", "there is no array under 'data'", 0))
+        text = "there is no array under 'data' that is readable"
+        findings.append(Finding("damage", text, 0, lost=(slice(0, END),)))
     for key, array in layout.arrays.items():
         length = array.shape[0] if array.ndim else 0
         if length < n_steps:
-            findings.append(
-                Finding(
-                    "damage",
-                    f"{key!r} has {length} rows, but the episodes have {n_steps} steps",
-                    length,
-                )
-            )
+            text = f"{key!r} has {length} rows, but the episodes have {n_steps} steps"
+            findings.append(Finding("damage", text, length, key, (slice(length, END),)))
         elif length > n_steps and len(layout.ends) == layout.n_stored_episodes:
-            findings.append(
-                Finding(
-                    "warning",
-                    f"{key!r} has {length - n_steps} rows behind the last episode, of a recording "
-                    f"that was stopped; they are ignored",
-                )
+            known = _checksums(layout.root) is not None
+            doubt = "" if known else ", or of episodes whose ends were lost (nobody can tell)"
+            text = (
+                f"{key!r} has {length - n_steps} rows behind the last episode, of a recording that "
+                f"was stopped{doubt}; they are ignored"
             )
+            findings.append(Finding("warning", text))
+
+
+def find_other_damage(layout: Layout) -> list[Finding]:
+    """What is wrong with files that no other check has read, and what was mended so far."""
+    store, known = layout.root.store_path.store, _checksums(layout.root)
+    if not isinstance(store, MendingDirectory):
+        return []
+    files = known.files if known is not None else {}
+    examined = {key for key in files if key.startswith("meta/")}
+    for name, array in layout.arrays.items():
+        counts, folder = chunk_counts(array, layout.n_steps), f"data/{name}/"
+        inside = {key for key in files if key.startswith(folder)}
+        examined |= {key for key in inside if is_chunk(key.removeprefix(folder), array, counts)}
+    unreadable = tuple(f"data/{f.key}/" for f in layout.findings if f.key is not None)
+    damaged = store.damaged_files({key for key in examined if not is_document(key)})
+    found = [
+        Finding("damage", f"{key} {problem}")
+        for key, problem in damaged.items()
+        if not key.startswith(unreadable)
+    ]
+    mended = sorted(store.mended.items())
+    return found + [Finding("damage", sentence(*what), mended=True) for what in mended]
 
 
 def stored_bytes(path: pathlib.Path) -> dict[str, int]:

@@ -8,10 +8,10 @@ from typing import Literal, TypeAlias
 import numpy as np
 import zarr
 
-from diffusion_policy.common.zarr_util import compressor_of
 from diffusion_policy.dataset.demonstrations import describe_step
 from diffusion_policy.inspect.chunks import Block, iter_blocks
 from diffusion_policy.inspect.layout import Finding
+from diffusion_policy.storage.nodes import compressor_of
 
 Kind: TypeAlias = Literal["low_dim", "image", "other"]
 
@@ -175,11 +175,13 @@ class _Reader:
             more = f", and so are {n_more} further blocks of chunks" if n_more else ""
             place = describe_step(first.rows.start, self.ends)
             text = f"{self.name!r}: {first.problem}{more}; {rows} steps are lost, from {place} on"
-            found.append(Finding("damage", text, first.rows.start))
+            lost = tuple(block.rows for block in self.unreadable)
+            found.append(Finding("damage", text, first.rows.start, self.name, lost))
         if self.not_finite:
             places = describe_places(self.not_finite, self.ends)
             text = f"{self.name!r} holds NaN or infinite values at {places}"
-            found.append(Finding("damage", text, self.not_finite[0]))
+            lost = tuple(slice(row, row + 1) for row in self.not_finite)
+            found.append(Finding("damage", text, self.not_finite[0], self.name, lost))
         return found
 
 

@@ -7,7 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from diffusion_policy.inspect.layout import Finding, Layout, opened, stored_bytes
+from diffusion_policy.inspect.layout import (
+    Finding,
+    Layout,
+    find_other_damage,
+    opened,
+    stored_bytes,
+)
 from diffusion_policy.inspect.scan import KeySummary, Progress, scan_key
 
 N_BINS = 10
@@ -51,17 +57,40 @@ class Summary:
         return [f for f in self.findings if f.level == "warning"]
 
     @property
+    def lost_keys(self) -> list[str]:
+        """The arrays of which no episode is whole."""
+        keys = {f.key for f in self.damages if f.key is not None}
+        return sorted(key for key in keys if len(self.ends) and not self._is_whole(key).any())
+
+    @property
+    def intact_episodes(self) -> np.ndarray:
+        """The numbers of the episodes that are whole in all arrays but :attr:`lost_keys`, i64."""
+        whole = self._is_whole(None)
+        for key in {f.key for f in self.damages if f.key is not None} - set(self.lost_keys):
+            whole &= self._is_whole(key)
+        return np.flatnonzero(whole)
+
+    @property
     def n_intact_episodes(self) -> int:
-        """The number of episodes before the first damage."""
-        first_row = min((f.row for f in self.damages if f.row is not None), default=self.n_steps)
-        return int(np.searchsorted(self.ends, first_row, side="right"))
+        """How many those are."""
+        return len(self.intact_episodes)
+
+    def _is_whole(self, key: str | None) -> np.ndarray:
+        """Which episodes an array holds without damage; None: what all arrays have in common."""
+        whole = np.ones(len(self.ends), bool)
+        starts = self.ends - self.lengths
+        for finding in self.damages:
+            for rows in finding.lost if finding.key == key else ():
+                whole &= (self.ends <= rows.start) | (starts >= rows.stop)
+        return whole
 
     @property
     def verdict(self) -> str:
         """One line."""
         if self.damages:
-            n, total = self.n_intact_episodes, self.n_stored_episodes
-            return f"damaged: {n} of {total} episodes lie before the first damage"
+            n, total, lost = len(self.intact_episodes), self.n_stored_episodes, self.lost_keys
+            but = f", but for {', '.join(map(repr, lost))}" if lost else ""
+            return f"damaged: {n} of {total} episodes are whole{but}"
         n = len(self.warnings)
         return "no damage" + (f", {n} warning{'s' if n > 1 else ''}" if n else ", no warning")
 
@@ -102,6 +131,7 @@ def summarize(
             summary, found = scan_key(key, array, layout.ends, n_bytes, progress)
             keys.append(summary)
             findings += found
+        findings += find_other_damage(layout)
         findings.sort(key=lambda f: f.level)  # damage first
         return Summary(
             path=path,

@@ -3,9 +3,12 @@
     python -m diffusion_policy.scripts.download_data pusht
 
 Interrupted, it continues where it stopped when started again. The publisher states no checksum of
-the archive, so the content is verified instead: episodes, shapes, and a digest of all arrays but
-the images (those are guarded by the checksums inside the zip). Pass --sha256 to verify the archive
-itself against a checksum you trust.
+the archive, so the content is verified instead: every chunk is there and can be read, episodes,
+shapes, and a digest of all arrays but the images (those are guarded by the checksums inside the
+zip). Then the checksum of every file is noted, so that damage on this disk is noticed whenever the
+data are loaded. Pass --sha256 to verify the archive itself against a checksum you trust.
+
+Data that are there already are verified in the same way, all of them.
 """
 
 import hashlib
@@ -23,12 +26,16 @@ import numpy as np
 import requests
 from tqdm import tqdm
 
+from diffusion_policy.common.episode_store import add_checksums
 from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.replay_buffer import ReplayBuffer
+from diffusion_policy.inspect.summary import summarize
+from diffusion_policy.storage.durable_files import fsync_tree
 from diffusion_policy.workspace.command_line import errors_as_sentences
 
 BLOCK = 1 << 16  # bytes; so many can be lost when a connection breaks
 TIMEOUT = 30  # seconds without a byte
+N_DAMAGES = 5  # so many are told in a sentence
 
 
 @dataclass(frozen=True)
@@ -84,9 +91,16 @@ def verify_content(path: pathlib.Path, published: PublishedData, name: object = 
     """Check that a zarr store holds the published data; ``name`` is what messages call it.
 
     Raises:
-        DataError: when it cannot be read or holds something else.
+        DataError: when something is missing or damaged, or it holds something else.
     """
     name = name or path
+    damages = [finding.text for finding in summarize(path).damages]
+    if damages:
+        more = f", and {len(damages) - N_DAMAGES} more" if len(damages) > N_DAMAGES else ""
+        raise DataError(
+            f"{name} is not complete: {'; '.join(damages[:N_DAMAGES])}{more}. Remove it and "
+            f"download again"
+        )
     store = ReplayBuffer.create_from_path(path)
     shapes = {key: tuple(array.shape) for key, array in store.items()}
     if shapes != dict(published.shapes) or store.n_episodes != published.n_episodes:
@@ -263,6 +277,8 @@ def fetch(
             verify_content(unpacked, published, name=url)
         finally:
             archive.unlink()
+        add_checksums(unpacked)
+        fsync_tree(unpacked)
         target.parent.mkdir(parents=True, exist_ok=True)
         os.replace(unpacked, target)
     return target

@@ -35,6 +35,7 @@ from diffusion_policy.common.zarr_util import (
     write_rows,
 )
 from diffusion_policy.scripts.worker_pool import map_in_processes
+from diffusion_policy.storage.reading import missing_chunks
 from diffusion_policy.workspace.command_line import errors_as_sentences
 
 # The data sets (and with them torch) are imported where they are needed: every process that draws
@@ -142,7 +143,7 @@ def check_complete(path: pathlib.Path, shape: tuple[int, ...]) -> None:
     root = open_root(path)
     with contextlib.closing(root.store_path.store):
         images: Any = root.get("data/img")
-        if images is None or images.shape != shape or images.nchunks_initialized < images.nchunks:
+        if images is None or images.shape != shape or missing_chunks(images)[0]:
             raise DataError(f"{path} does not hold all images")
 
 

@@ -8,10 +8,11 @@ import zipfile
 import numpy as np
 import pytest
 import zarr
+from damage import flip_a_bit, without_checksums
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numcodecs import Blosc
-from zarr.storage import LocalStore, MemoryStore, ZipStore
+from zarr.storage import MemoryStore, ZipStore
 
 from diffusion_policy.common.errors import ConfigError, DataError
 from diffusion_policy.common.replay_buffer import (
@@ -20,7 +21,8 @@ from diffusion_policy.common.replay_buffer import (
     get_optimal_chunks,
     rechunk_recompress_array,
 )
-from diffusion_policy.common.zarr_util import arrays_in
+from diffusion_policy.storage.checksums import CHECKSUMS
+from diffusion_policy.storage.nodes import arrays_in
 
 
 def make_episode(length: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -354,7 +356,7 @@ def test_a_full_disk_while_saving_is_one_sentence_and_keeps_the_old_store(
     def full(*_args, **_kw):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(LocalStore, "set", full)
+    monkeypatch.setattr("zarr.storage._local._put", full)
     monkeypatch.setattr(ZipStore, "set", full)
     with pytest.raises(DataError, match=r"could not be written .No space left on device"):
         make_buffer().save_to_path(path)
@@ -449,6 +451,7 @@ def test_a_missing_path_names_the_working_directory(tmp_path):
 @pytest.mark.parametrize("key", ["obs", "img"])
 def test_a_damaged_chunk_is_named(tmp_path, kind, key):
     path = make_buffer().save_to_path(tmp_path / "x.zarr", chunks={"img": (4, 6, 6, 3)})
+    without_checksums(path)
     chunk = path / "data" / key / {"obs": "0.0", "img": "2.0.0.0"}[key]
     chunk.write_bytes(
         {"truncated": chunk.read_bytes()[:-9], "garbage": b"x" * 99, "empty": b""}[kind]
@@ -459,19 +462,54 @@ def test_a_damaged_chunk_is_named(tmp_path, kind, key):
         ReplayBuffer.copy_from_path(path)
 
 
+@pytest.mark.parametrize("compressors", [None, "disk"])
+def test_a_flipped_bit_in_a_chunk_is_found_by_its_checksum(tmp_path, compressors):
+    path = make_buffer().save_to_path(tmp_path / "x.zarr", compressors=compressors)
+    flip_a_bit(path / "data" / "obs" / "0.0")
+    message = r"data/obs/0\.0 is damaged \(its checksum is wrong\).*--repair NEW\.zarr"
+    for kwargs in ({}, {"store": MemoryStore()}, {"store": MemoryStore(), "chunks": (3, 4)}):
+        with pytest.raises(DataError, match=message):
+            ReplayBuffer.copy_from_path(path, keys=["obs"], **kwargs)
+    with pytest.raises(DataError, match=message):
+        ReplayBuffer.create_from_path(path)["obs"][:]
+
+
 def test_a_truncated_raw_chunk_is_named(tmp_path):
     path = make_buffer().save_to_path(tmp_path / "x.zarr", compressors=None)
+    without_checksums(path)
     chunk = path / "data" / "obs" / "0.0"
     chunk.write_bytes(chunk.read_bytes()[:-4])
     with pytest.raises(DataError, match=r"chunk 0\.0"):
         ReplayBuffer.copy_from_path(path)
 
 
-def test_a_missing_chunk_is_warned_about(tmp_path, caplog):
+@pytest.mark.parametrize("kwargs", [{}, {"store": MemoryStore()}])
+def test_a_missing_chunk_is_refused_unless_it_is_allowed(tmp_path, caplog, kwargs):
+    path = without_checksums(make_buffer().save_to_path(tmp_path / "x.zarr"))
+    (path / "data" / "obs" / "0.0").unlink()
+    message = r"data/obs: 1 of 1 chunks are missing \(0\.0\).*allow_missing_chunks=True"
+    with pytest.raises(DataError, match=message):
+        ReplayBuffer.copy_from_path(path, **kwargs)
+    buffer = ReplayBuffer.copy_from_path(path, allow_missing_chunks=True, **kwargs)
+    assert "data/obs: 1 of 1 chunks are missing (0.0) and are read as 0" in caplog.text
+    assert not buffer["obs"][:].any()
+
+
+def test_a_missing_chunk_that_was_certainly_written_is_never_allowed(tmp_path):
     path = make_buffer().save_to_path(tmp_path / "x.zarr")
     (path / "data" / "obs" / "0.0").unlink()
-    ReplayBuffer.copy_from_path(path)
-    assert "data/obs: 1 of 1 chunks are missing" in caplog.text
+    for allowed in (False, True):
+        with pytest.raises(DataError, match=r"data/obs/0\.0 is missing"):
+            ReplayBuffer.copy_from_path(path, allow_missing_chunks=allowed)
+
+
+def test_chunks_are_written_for_steps_before_a_key_was_there(tmp_path):
+    buffer = ReplayBuffer.create_from_path(tmp_path / "x.zarr", mode="a")
+    for i in range(4):
+        late = {"late": np.ones((3, 2))} if i == 3 else {}
+        buffer.add_episode({"obs": np.ones((3, 2)), **late})
+    copy = ReplayBuffer.copy_from_path(tmp_path / "x.zarr")
+    assert copy["late"].sum() == 6
 
 
 def test_chunks_of_zeros_are_written_so_that_a_missing_one_means_damage(tmp_path, caplog):
@@ -508,14 +546,19 @@ def test_a_zip_with_a_flipped_byte_names_the_array(tmp_path):
     ("file", "content", "message"),
     [
         (".zgroup", None, "readable zarr group"),
-        (".zgroup", "{", "readable zarr group"),
-        ("data/obs/.zarray", "{", ".zarray file of an array is not readable"),
+        (".zgroup", "{", r"the file \.zgroup is not readable"),
+        ("data/obs/.zarray", "{", r"the file data/obs/\.zarray is not readable"),
         ("meta/episode_ends/.zarray", None, "holds no replay buffer"),
         ("meta/episode_ends/0", "x", "cannot be decoded"),
     ],
 )
-def test_damaged_metadata_is_one_sentence(tmp_path, file, content, message):
+@pytest.mark.parametrize("checksums", [True, False])
+def test_damaged_metadata_is_one_sentence(tmp_path, file, content, message, checksums):
     path = make_buffer().save_to_path(tmp_path / "x.zarr")
+    if checksums:
+        message = f"the file {file} is {'damaged' if content else 'missing'}"
+    else:
+        without_checksums(path)
     (path / file).unlink()
     if content is not None:
         (path / file).write_text(content)
@@ -524,7 +567,7 @@ def test_damaged_metadata_is_one_sentence(tmp_path, file, content, message):
 
 
 def test_an_array_shorter_than_the_episodes_is_named(tmp_path):
-    path = make_buffer().save_to_path(tmp_path / "x.zarr")
+    path = without_checksums(make_buffer().save_to_path(tmp_path / "x.zarr"))
     zarr.open_array(path / "data" / "obs", mode="r+").resize((10, 4))
     for open_ in (ReplayBuffer.copy_from_path, ReplayBuffer.create_from_path):
         with pytest.raises(DataError, match=r"'obs' has shape \(10, 4\).*ends at step 15"):
@@ -557,6 +600,7 @@ def layout(path: pathlib.Path) -> dict:
                 del files[name]["dimension_separator"]
         elif file.is_file():
             files[name] = "chunk"
+    files.pop(CHECKSUMS, None)  # other programs ignore it
     return {name: value for name, value in files.items() if value != {}}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from damage import without_checksums
 from numcodecs.registry import codec_registry
 from torch.utils.data import default_collate
 
@@ -114,7 +115,8 @@ def test_the_layout_on_disk_does_not_matter(tmp_path, store, layout, suffix):
 def test_the_windows_are_those_of_the_state_data_set(tmp_path):
     keypoints = np.zeros((N, 9, 2), np.float32)
     path = make_store(tmp_path / "x.zarr")
-    zarr.open_group(path, mode="r+", zarr_format=2)["data"].create_array("keypoint", data=keypoints)
+    data = zarr.open_group(without_checksums(path), mode="r+", zarr_format=2)["data"]
+    data.create_array("keypoint", data=keypoints, config={"write_empty_chunks": True})
     settings = {**WINDOW, "val_ratio": 0.3, "max_train_episodes": 4, "seed": 3}
     image, state = PushTImageDataset(path, **settings), PushTLowdimDataset(path, **settings)
     assert image.train_mask.tolist() == state.train_mask.tolist()
@@ -254,8 +256,8 @@ def test_a_corrupt_jpeg_2000_chunk_is_named(jpeg_store):
         PushTImageDataset(jpeg_store)
 
 
-def test_a_codec_that_is_not_installed_is_named(store):
-    description = store / "data" / "img" / ".zarray"
+def test_a_codec_that_is_unknown_is_named(store):
+    description = without_checksums(store) / "data" / "img" / ".zarray"
     meta = json.loads(description.read_text())
     meta["compressor"] = {"id": "imagecodecs_from_the_future"}
     description.write_text(json.dumps(meta))
@@ -263,20 +265,35 @@ def test_a_codec_that_is_not_installed_is_named(store):
         PushTImageDataset(store)
 
 
-def test_missing_chunks_are_warned_of(store, caplog):
+@pytest.mark.parametrize("chunk", ["img/1.0.0.0", "state/0.0"])
+def test_missing_chunks_are_refused_unless_they_are_allowed(store, caplog, chunk):
+    (without_checksums(store) / "data" / chunk).unlink()
+    n, name = {"img/1.0.0.0": (7, "img"), "state/0.0": (1, "state")}[chunk]
+    with pytest.raises(
+        DataError, match=rf"1 of {n} chunks are missing.*\+task.dataset.allow_missing_chunks=true"
+    ):
+        PushTImageDataset(store, **WINDOW)
+    dataset = PushTImageDataset(store, **WINDOW, allow_missing_chunks=True)
+    assert f"data/{name}: 1 of {n} chunks are missing ({chunk.split('/')[1]})" in caplog.text
+    assert not dataset.replay_buffer[name][16:17].any()
+
+
+def test_a_missing_chunk_that_was_certainly_written_is_never_allowed(store):
     (store / "data" / "img" / "1.0.0.0").unlink()
-    dataset = PushTImageDataset(store, **WINDOW)
-    assert "1 of 7 chunks are missing and read as black images" in caplog.text
-    assert not dataset.replay_buffer["img"][16:32].any()
+    for allowed in (False, True):
+        with pytest.raises(DataError, match=r"data/img/1\.0\.0\.0 is missing"):
+            PushTImageDataset(store, **WINDOW, allow_missing_chunks=allowed)
 
 
 def test_too_few_images_are_explained(store):
+    without_checksums(store)
     zarr.open_group(store, mode="r+", zarr_format=2)["data/img"].resize((N - 1, 8, 9, 3))
     with pytest.raises(DataError, match=f"img has {N - 1} images for {N} steps"):
         PushTImageDataset(store)
 
 
 def test_images_of_an_episode_that_was_never_finished_are_left_out(store):
+    without_checksums(store)
     zarr.open_group(store, mode="r+", zarr_format=2)["data/img"].resize((N + 40, 8, 9, 3))
     dataset = PushTImageDataset(store, **WINDOW)
     assert dataset.replay_buffer["img"].shape == (N, 8, 9, 3)

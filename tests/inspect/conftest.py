@@ -1,10 +1,10 @@
 """A small data set that has everything: low-dimensional keys, pictures, other arrays."""
 
-import pathlib
 import zlib
 
 import numpy as np
 import pytest
+from damage import tree, without_checksums
 
 from diffusion_policy.common.replay_buffer import ReplayBuffer
 
@@ -22,11 +22,12 @@ def smooth_walk(rng, n, width):
 def make_data_set(tmp_path):
     """make_data_set(name='set.zarr', change=None, chunk=4) -> path of a data set in ``tmp_path``.
 
-    ``change(arrays)`` may edit the arrays before they are stored. Keys: action (2), pos (2),
-    joints (2, 3), and pictures img (16, 20, 3) as uint8. A block of chunks is four steps.
+    ``checksums=False``: as other programs write it. ``change(arrays)`` may edit the arrays before
+    they are stored. Keys: action (2), pos (2), joints (2, 3), and pictures img (16, 20, 3) as
+    uint8. A block of chunks is four steps.
     """
 
-    def make(name="set.zarr", change=None, chunk=4, lengths=LENGTHS) -> pathlib.Path:
+    def make(name="set.zarr", change=None, chunk=4, lengths=LENGTHS, checksums=True):
         rng = np.random.default_rng(zlib.crc32(b"inspect"))
         n = sum(lengths)
         arrays = {
@@ -42,16 +43,10 @@ def make_data_set(tmp_path):
         meta["rate"] = np.array(10.0)
         chunks = {key: (chunk, *value.shape[1:]) for key, value in arrays.items()}
         buffer = ReplayBuffer({"data": arrays, "meta": meta})
-        return buffer.save_to_path(tmp_path / name, chunks=chunks)
+        path = buffer.save_to_path(tmp_path / name, chunks=chunks)
+        return path if checksums else without_checksums(path)
 
     return make
-
-
-def tree(path: pathlib.Path) -> dict[str, bytes]:
-    """Every byte of a data set, directory or zip."""
-    if path.is_file():
-        return {"": path.read_bytes()}
-    return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
 
 
 @pytest.fixture

@@ -7,13 +7,15 @@ import os
 import numpy as np
 import pytest
 import zarr
+from damage import without_checksums
 
-from diffusion_policy.codecs.imagecodecs_numcodecs import Jpeg2k
+from diffusion_policy.codecs.imagecodecs_numcodecs import Jpeg2k, JpegXl
 from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.replay_buffer import ReplayBuffer
 from diffusion_policy.inspect import repair as repair_module
 from diffusion_policy.inspect.repair import repair
 from diffusion_policy.inspect.summary import summarize
+from diffusion_policy.storage import durable_files
 
 
 @pytest.fixture
@@ -26,23 +28,23 @@ def damaged(make_data_set):
 
 
 @pytest.mark.parametrize("name", ["new.zarr", "new.zarr.zip", "folder/new"])
-def test_the_episodes_before_the_damage_are_copied(damaged, tmp_path, contents, name):
+def test_every_episode_that_is_whole_is_copied(damaged, tmp_path, contents, name):
     path, before = damaged
     original = contents(path)
     repaired = repair(summarize(path), tmp_path / name)
     assert contents(path) == original
-    assert (repaired.n_kept_episodes, repaired.n_kept_steps) == (2, 22)
-    assert (repaired.n_lost_episodes, repaired.n_lost_steps) == (3, 34)
-    assert repaired.left_out == []
+    assert (repaired.kept.tolist(), repaired.n_kept_steps) == ([0, 1, 3, 4], 48)
+    assert (repaired.n_lost_episodes, repaired.n_lost_steps) == (1, 8)
+    assert (repaired.left_out, repaired.mended, repaired.encoded_again) == ([], [], [])
     assert (tmp_path / name).is_file() == name.endswith(".zip")
     copy = summarize(tmp_path / name)
     assert copy.findings == []
-    assert copy.ends.tolist() == [10, 22]
+    assert copy.ends.tolist() == [10, 22, 37, 48]
     buffer = ReplayBuffer.copy_from_path(tmp_path / name)
     assert set(buffer.keys()) == set(before.keys())
     for key, array in buffer.items():
-        np.testing.assert_array_equal(array, before[key][:22])
-    assert buffer.meta["seed"].tolist() == [100, 101]
+        np.testing.assert_array_equal(array, np.delete(before[key], range(22, 30), axis=0))
+    assert buffer.meta["seed"].tolist() == [100, 101, 103, 104]
     assert buffer.meta["rate"] == 10
     assert not list(tmp_path.rglob("*.partial*"))
 
@@ -81,7 +83,7 @@ def test_images_of_lossy_codecs_keep_every_bit(tmp_path, contents):
 
 
 def test_an_unfinished_recording_is_tidied_up_in_the_copy(make_data_set, tmp_path):
-    path = make_data_set()
+    path = make_data_set(checksums=False)
     zarr.open_group(path, mode="r+", zarr_format=2)["data/pos"].resize((60, 2))
     repaired = repair(summarize(path), tmp_path / "new.zarr")
     assert (repaired.n_kept_episodes, repaired.n_kept_steps) == (5, 56)
@@ -90,7 +92,7 @@ def test_an_unfinished_recording_is_tidied_up_in_the_copy(make_data_set, tmp_pat
 
 
 def test_episodes_before_impossible_ends_are_kept(make_data_set, tmp_path):
-    path = make_data_set()
+    path = make_data_set(checksums=False)
     zarr.open_group(path, mode="r+", zarr_format=2)["meta/episode_ends"][:] = [10, 22, 5, 45, 56]
     repaired = repair(summarize(path), tmp_path / "new.zarr")
     assert (repaired.n_kept_episodes, repaired.n_lost_episodes) == (2, 3)
@@ -100,6 +102,7 @@ def test_episodes_before_impossible_ends_are_kept(make_data_set, tmp_path):
 def test_what_is_left_out_is_named(damaged, tmp_path):
     path, _ = damaged
     (path / "meta/rate/0").write_bytes(b"")
+    without_checksums(path)
     zarr.open_group(path, mode="r+", zarr_format=2).attrs["fingerprint"] = "of the whole"
     repaired = repair(summarize(path), tmp_path / "new.zarr")
     meta, attribute = repaired.left_out
@@ -132,12 +135,70 @@ def test_a_path_inside_the_original_is_refused(damaged, contents):
     assert contents(path) == original
 
 
-def test_nothing_is_written_when_no_episode_is_intact(make_data_set, tmp_path):
+def test_nothing_is_written_when_no_episode_is_whole(make_data_set, tmp_path):
     path = make_data_set()
-    (path / "data/img/0.0.0.0").unlink()
-    with pytest.raises(DataError, match="no episode lies before the first damage"):
+    for chunk in (path / "data").glob("*/[0-9]*"):
+        chunk.unlink()
+    with pytest.raises(DataError, match="no episode is whole"):
         repair(summarize(path), tmp_path / "new.zarr")
     assert [p.name for p in tmp_path.iterdir()] == ["set.zarr"]
+
+
+def test_damage_of_descriptions_and_ends_costs_nothing(make_data_set, tmp_path):
+    path = make_data_set()
+    before = ReplayBuffer.copy_from_path(path)
+    for name in (".zgroup", "data/.zgroup", "data/pos/.zarray", "meta/episode_ends/0"):
+        (path / name).unlink()
+    repaired = repair(summarize(path), tmp_path / "new.zarr")
+    assert (repaired.n_kept_episodes, repaired.n_lost_steps, repaired.left_out) == (5, 0, [])
+    assert len(repaired.mended) == 4
+    copy = ReplayBuffer.copy_from_path(tmp_path / "new.zarr")
+    for key, array in before.items():
+        np.testing.assert_array_equal(copy[key], array)
+    assert summarize(tmp_path / "new.zarr").findings == []
+
+
+@pytest.mark.parametrize("checksums", [True, False])
+def test_an_array_that_is_lost_as_a_whole_is_left_out(make_data_set, tmp_path, checksums):
+    path = make_data_set(checksums=checksums)
+    for chunk in (path / "data/pos").glob("[0-9]*"):
+        chunk.unlink()
+    repaired = repair(summarize(path), tmp_path / "new.zarr")
+    assert (repaired.n_kept_episodes, repaired.n_lost_steps) == (5, 0)
+    assert [text[:24] for text in repaired.left_out] == ["'pos': chunk 0.0 is miss"]
+    assert sorted(ReplayBuffer.copy_from_path(tmp_path / "new.zarr").keys()) == [
+        "action",
+        "img",
+        "joints",
+    ]
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_images_of_lossy_codecs_behind_the_damage_keep_every_value(tmp_path, contents, chunk):
+    """Chunks of one image keep their bytes; others get a codec without loss."""
+    images = np.random.default_rng(0).integers(0, 255, (9, 32, 32, 3), np.uint8)
+    buffer = ReplayBuffer.create_empty_numpy()
+    for part in np.split(images, 3):
+        buffer.add_episode({"camera": part, "pos": np.arange(3.0)[:, None]})
+    path = buffer.save_to_path(
+        tmp_path / "x.zarr",
+        chunks={"camera": (chunk, 32, 32, 3), "pos": (3, 1)},
+        compressors={
+            "camera": JpegXl(distance=2.0, lossless=False) if chunk > 1 else Jpeg2k(level=30),
+            "pos": None,
+        },
+    )
+    before = ReplayBuffer.copy_from_path(path)["camera"]
+    assert (before != images).any()
+    (path / "data/pos/1.0").unlink()
+    repaired = repair(summarize(path), tmp_path / "new.zarr")
+    assert repaired.kept.tolist() == [0, 2]
+    assert repaired.encoded_again == (["camera"] if chunk > 1 else [])
+    after = ReplayBuffer.copy_from_path(tmp_path / "new.zarr")["camera"]
+    np.testing.assert_array_equal(after, np.delete(before, range(3, 6), axis=0))
+    if chunk == 1:
+        old, new = contents(path), contents(tmp_path / "new.zarr")
+        assert new["data/camera/3.0.0.0"] == old["data/camera/6.0.0.0"]
 
 
 @pytest.mark.parametrize("name", ["new.zarr", "new.zarr.zip"])
@@ -145,7 +206,7 @@ def test_a_full_disk_leaves_nothing_behind(damaged, tmp_path, monkeypatch, name)
     def full(path):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(repair_module, "_fsync", full)
+    monkeypatch.setattr(durable_files, "fsync", full)
     with pytest.raises(DataError, match=r"No space left on device.*free some space"):
         repair(summarize(damaged[0]), tmp_path / name)
     assert [p.name for p in tmp_path.iterdir()] == ["set.zarr"]
@@ -160,22 +221,3 @@ def test_a_copy_that_does_not_read_back_gets_no_name(damaged, tmp_path, monkeypa
     with pytest.raises(DataError, match=r"does not read back \('pos': chunk 1.0 is missing"):
         repair(summarize(damaged[0]), tmp_path / "new.zarr")
     assert [p.name for p in tmp_path.iterdir()] == ["set.zarr"]
-
-
-@pytest.mark.parametrize("name", ["new.zarr", "new.zarr.zip"])
-def test_everything_is_on_the_disk_before_it_gets_its_name(damaged, tmp_path, monkeypatch, name):
-    synced, renamed = [], []
-    monkeypatch.setattr(repair_module, "_fsync", lambda path: synced.append(path))
-    rename = os.rename
-
-    def note(source, target):
-        if str(target) == str(tmp_path / name):
-            files = [p for p in source.rglob("*") if not p.is_symlink()] or [source]
-            assert set(files) <= set(synced)
-            renamed.append(target)
-        rename(source, target)
-
-    monkeypatch.setattr(repair_module.os, "rename", note)
-    repair(summarize(damaged[0]), tmp_path / name)
-    assert renamed == [tmp_path / name]
-    assert synced[-1] == tmp_path

@@ -1,6 +1,7 @@
 """The summary: what it says about a sound data set, and that no kind of damage escapes it."""
 
 import json
+import shutil
 import tracemalloc
 import warnings
 import zipfile
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from damage import flip_a_bit, without_checksums
 
 from diffusion_policy.codecs.imagecodecs_numcodecs import Jpeg2k
 from diffusion_policy.common.errors import DataError
@@ -119,7 +121,7 @@ def test_a_value_that_is_not_finite_is_named_by_key_episode_and_step(make_data_s
     assert damage.text == f"{key!r} holds NaN or infinite values at step 2 of episode 2 (row 24)"
     assert damage.row == 24
     assert summary.place_of(damage) == (2, 2)
-    assert summary.n_intact_episodes == 2
+    assert summary.intact_episodes.tolist() == [0, 1, 3, 4]
     assert next(k for k in summary.keys if k.name == key).scale is None
 
 
@@ -202,7 +204,7 @@ def test_a_gripper_that_opens_now_and_then_has_no_gaps():
     ],
 )
 def test_episode_ends_that_do_not_increase_are_damage(make_data_set, ends, n_left, row):
-    path = make_data_set()
+    path = make_data_set(checksums=False)
     edit_ends(path, ends)
     summary = summarize(path)
     damage = only(summary.damages)
@@ -214,7 +216,7 @@ def test_episode_ends_that_do_not_increase_are_damage(make_data_set, ends, n_lef
 
 
 def test_episode_ends_beyond_the_arrays_are_damage(make_data_set):
-    path = make_data_set()
+    path = make_data_set(checksums=False)
     edit_ends(path, [10, 22, 30, 45, 60])
     summary = summarize(path)
     assert {f.text for f in summary.damages} == {
@@ -225,7 +227,7 @@ def test_episode_ends_beyond_the_arrays_are_damage(make_data_set):
 
 
 def test_a_shorter_array_is_damage_from_its_end_on(make_data_set):
-    path = make_data_set()
+    path = make_data_set(checksums=False)
     zarr.open_group(path, mode="r+", zarr_format=2)["data/pos"].resize((43, 2))
     summary = summarize(path)
     assert only(summary.damages).text == "'pos' has 43 rows, but the episodes have 56 steps"
@@ -233,7 +235,7 @@ def test_a_shorter_array_is_damage_from_its_end_on(make_data_set):
 
 
 def test_rows_of_an_unfinished_recording_are_a_warning(make_data_set):
-    path = make_data_set()
+    path = make_data_set(checksums=False)
     root = zarr.open_group(path, mode="r+", zarr_format=2)
     root["data/pos"].resize((60, 2))
     summary = summarize(path)
@@ -266,7 +268,7 @@ def test_a_damaged_chunk_is_named_and_the_rest_is_read(make_data_set, how):
     damage = only(summary.damages)
     assert damage.text.startswith("'pos': chunk 6.0 is ")
     assert damage.text.endswith("4 steps are lost, from step 2 of episode 2 (row 24) on")
-    assert summary.n_intact_episodes == 2
+    assert summary.intact_episodes.tolist() == [0, 1, 3, 4]
     pos = next(key for key in summary.keys if key.name == "pos")
     assert np.isnan(pos.values[24:28]).all()
     assert np.isfinite(np.delete(pos.values, range(24, 28), axis=0)).all()
@@ -278,7 +280,7 @@ def test_a_damaged_file_in_a_zip_is_found_by_its_checksum(make_data_set, member)
     path = make_data_set("set.zarr.zip")
     flip_a_byte_of_a_member(path, member)
     damage = only(summarize(path).damages)
-    assert "is truncated or corrupt" in damage.text
+    assert "is not readable (Bad CRC-32" in damage.text
     assert damage.row == 24
 
 
@@ -312,24 +314,27 @@ def test_truncated_images_of_jpeg_2000_are_found(tmp_path):
 
 
 def test_an_array_without_a_readable_description_is_damage_of_everything(make_data_set):
-    path = make_data_set()
+    path = make_data_set(checksums=False)
     (path / "data/pos/.zarray").write_text("{")
     summary = summarize(path)
     assert (
         "data/pos: its description, the .zarray file, is not readable" in only(summary.damages).text
     )
-    assert summary.n_intact_episodes == 0
+    assert (summary.lost_keys, summary.n_intact_episodes) == (["pos"], 5)
+    assert summary.verdict == "damaged: 5 of 5 episodes are whole, but for 'pos'"
     (path / "data/pos/.zarray").unlink()
     assert "is missing" in only(summarize(path).damages).text
 
 
 def test_a_description_that_is_impossible_is_damage_of_everything(make_data_set):
-    path = make_data_set()
+    path = make_data_set(checksums=False)
     described = path / "data/pos/.zarray"
     described.write_text(json.dumps(json.loads(described.read_text()) | {"chunks": [0, 2]}))
     summary = summarize(path)
-    assert only(summary.damages).text.startswith("data/pos: chunks of (0, 2)")
-    assert summary.n_intact_episodes == 0
+    assert "data/pos: its description, the .zarray file, is not readable (chunks [0, 2]" in (
+        only(summary.damages).text
+    )
+    assert summary.lost_keys == ["pos"]
 
 
 def test_a_folder_that_a_killed_writer_left_is_no_array(make_data_set):
@@ -351,14 +356,14 @@ def test_other_meta_arrays_do_not_concern_the_episodes(make_data_set):
 
 
 def test_a_committed_episode_whose_writer_was_killed_counts(make_data_set):
-    path = make_data_set()
+    path = make_data_set(checksums=False)
     edit_ends(path, [10, 22, 30, 45, 46])
     record = path / ".committed_episode_ends.json"
     record.write_text(json.dumps({"episode_ends": [10, 22, 30, 45, 56]}))
     summary = summarize(path)
     assert (len(summary.ends), summary.n_steps, summary.damages) == (5, 56, [])
     assert "stopped just before it ended" in only(summary.warnings).text
-    for content in ("{", "{}", "null", "[10, 22]"):
+    for content in ("{", "{}", "null", "[10, 22]", '{"episode_ends": [1.5]}'):
         record.write_text(content)
         with pytest.raises(DataError, match=r"committed_episode_ends\.json is not readable"):
             summarize(path)
@@ -366,7 +371,7 @@ def test_a_committed_episode_whose_writer_was_killed_counts(make_data_set):
 
 @pytest.mark.parametrize("name", ["0", ".zarray"])
 def test_without_episode_ends_nothing_can_be_said(make_data_set, name):
-    path = make_data_set()
+    path = make_data_set(checksums=False)
     (path / "meta/episode_ends" / name).unlink()
     with pytest.raises(DataError, match="episode_ends"):
         summarize(path)
@@ -383,11 +388,66 @@ def test_what_is_no_replay_buffer_is_refused_in_a_sentence(tmp_path):
         summarize(tmp_path / "cut.zarr.zip")
 
 
-def test_a_group_without_its_description_is_named(make_data_set):
+@pytest.mark.parametrize("checksums", [True, False])
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"zarr_format": 3}'])
+@pytest.mark.parametrize("group", ["", "data/", "meta/"])
+def test_a_group_without_its_description_is_named_and_read(
+    make_data_set, group, content, checksums
+):
+    path = make_data_set(checksums=checksums)
+    (path / f"{group}.zgroup").unlink()
+    if content is not None:
+        (path / f"{group}.zgroup").write_text(content)
+    summary = summarize(path)
+    damage = only(summary.damages)
+    assert damage.text.startswith(f"{group}.zgroup is ")
+    assert damage.text.endswith("; what it held is known")
+    assert summary.n_intact_episodes == 5
+
+
+def test_damage_of_descriptions_and_episode_ends_is_mended_by_the_checksums(make_data_set):
     path = make_data_set()
-    (path / "data/.zgroup").unlink()
-    with pytest.raises(DataError, match=r"data/\.zgroup is missing or not readable"):
-        summarize(path)
+    for name in ("data/pos/.zarray", "data/img/.zattrs"):
+        (path / name).unlink()
+    flip_a_bit(path / "data/joints/.zarray")
+    flip_a_bit(path / "meta/episode_ends/0")
+    summary = summarize(path)
+    assert {f.text for f in summary.damages} == {
+        "data/pos/.zarray is missing; what it held is known",
+        "data/img/.zattrs is missing; what it held is known",
+        "data/joints/.zarray is damaged (its checksum is wrong); what it held is known",
+        "meta/episode_ends is damaged (its checksum is wrong); where the episodes end is known "
+        "from the checksums",
+    }
+    assert all(f.mended for f in summary.damages)
+    assert (summary.n_intact_episodes, len(summary.keys)) == (5, 4)
+
+
+@pytest.mark.parametrize("at", [0, 300, -5])
+def test_damaged_checksums_are_damage_of_nothing_else(make_data_set, at):
+    path = make_data_set()
+    flip_a_bit(path / ".checksums.json", at)
+    summary = summarize(path)
+    assert only(summary.damages).text.startswith(".checksums.json is damaged (")
+    assert summary.n_intact_episodes == 5
+
+
+def test_a_flipped_bit_that_decodes_is_found_by_its_checksum(make_data_set):
+    path = make_data_set(change=lambda arrays: arrays.update(raw=arrays["pos"].copy()))
+    buffer = ReplayBuffer.copy_from_path(path)
+    path = buffer.save_to_path(path, compressors=None)
+    flip_a_bit(path / "data/raw/0.0", at=8 * 24)
+    damage = only(summarize(path).damages)
+    assert damage.text.startswith("'raw': chunk 0.0 is damaged (its checksum is wrong)")
+    assert summarize(without_checksums(path)).damages == []  # nobody can tell
+
+
+def test_an_array_that_vanished_as_a_whole_is_missed(make_data_set):
+    path = make_data_set()
+    shutil.rmtree(path / "data/img")
+    texts = [f.text for f in summarize(path).damages]
+    assert any(text.startswith("'img': chunk 0.0.0.0 is missing") for text in texts)
+    assert summarize(path).lost_keys == ["img"]
 
 
 def test_an_empty_buffer_is_not_damaged(tmp_path):
@@ -451,4 +511,4 @@ def test_the_text_says_it_all(make_data_set):
     assert image.split()[-3:] == ["0", "220", "110"]
     assert "\nDAMAGE   'pos' holds NaN" in text
     assert "\nWARNING  'action' is constant in [0]=1" in text
-    assert text.endswith("Result: damaged: 2 of 5 episodes lie before the first damage")
+    assert text.endswith("Result: damaged: 4 of 5 episodes are whole")

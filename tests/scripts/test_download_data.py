@@ -13,6 +13,7 @@ import zipfile
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from damage import flip_a_bit, tree, without_checksums
 
 from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.replay_buffer import ReplayBuffer
@@ -26,6 +27,7 @@ from diffusion_policy.scripts.download_data import (
     unzip,
     verify_content,
 )
+from diffusion_policy.storage.checksums import CHECKSUMS, Checksums
 
 STORE = "pusht/pusht_cchi_v7_replay.zarr"
 
@@ -102,7 +104,10 @@ def store(tmp_path_factory) -> pathlib.Path:
                 "img": rng.integers(0, 255, (length, 8, 8, 3)).astype(np.float32),
             }
         )
-    return buffer.save_to_path(tmp_path_factory.mktemp("published") / STORE)
+    path = buffer.save_to_path(
+        tmp_path_factory.mktemp("published") / STORE, chunks={"img": (20, 8, 8, 3)}
+    )
+    return without_checksums(path)
 
 
 def zip_of(store: pathlib.Path) -> bytes:
@@ -156,9 +161,55 @@ def test_what_is_there_already_is_verified_and_not_downloaded_again(
     fetch(published, tmp_path, server.url)
     fetch(published, tmp_path, server.url)
     assert len(server.requests) == 1
-    (tmp_path / STORE / "data/action/0.0").write_bytes(b"")
-    with pytest.raises(DataError, match="cannot be decoded"):
+
+
+@pytest.mark.parametrize("checksums", [True, False], ids=["downloaded", "unpacked-by-hand"])
+@pytest.mark.parametrize(
+    ("file", "how"),
+    [
+        ("data/img/1.0.0.0", "missing"),
+        ("data/img/1.0.0.0", "empty"),
+        ("data/img/1.0.0.0", "bit"),
+        ("data/action/0.0", "missing"),
+        ("data/action/0.0", "bit"),
+        ("data/action/.zarray", "missing"),
+        ("meta/episode_ends/0", "missing"),
+        (".zgroup", "missing"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_named(
+    tmp_path, server, archive, published, file, how, checksums
+):
+    server.content = archive
+    target = fetch(published, tmp_path, server.url)
+    if not checksums:
+        without_checksums(target)
+    damage = {
+        "missing": lambda path: path.unlink(),
+        "empty": lambda path: path.write_bytes(b""),
+        "bit": lambda path: flip_a_bit(path, at=-40),
+    }
+    damage[how](target / file)
+    array, _, chunk = file.rpartition("/")
+    if file == "data/img/1.0.0.0" and how == "bit" and not checksums:
+        verify_content(target, published)  # nobody can tell
+        return
+    with pytest.raises(DataError) as raised:
         fetch(published, tmp_path, server.url)
+    message = str(raised.value)
+    if "not hold the numbers" not in message:
+        assert array.rpartition("/")[2] in message
+        assert chunk in message or chunk == "0"
+    assert "get the data" in message or "download again" in message
+
+
+def test_the_checksums_of_what_was_unpacked_are_noted(tmp_path, server, archive, published):
+    server.content = archive
+    target = fetch(published, tmp_path, server.url)
+    checksums = Checksums.decode((target / CHECKSUMS).read_bytes())
+    files = {name for name in tree(target) if name != CHECKSUMS}
+    assert checksums.files.keys() == files
+    assert checksums.episode_ends == [40, 70]
 
 
 @pytest.mark.parametrize("knows_ranges", [True, False])
