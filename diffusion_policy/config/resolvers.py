@@ -57,15 +57,29 @@ def resolve(cfg: DictConfig) -> None:
     """Replaces all interpolations in place, so that every ``${now:}`` agrees.
 
     Raises:
-        ConfigError: an interpolation cannot be resolved.
+        ConfigError: an interpolation cannot be resolved, or a text would be one afterwards.
     """
     try:
-        OmegaConf.to_container(cfg, resolve=True)  # its errors know the key, those of resolve don't
+        # Its errors know the key, those of resolve don't.
+        _check_resolved(OmegaConf.to_container(cfg, resolve=True))
         OmegaConf.resolve(cfg)
     except OmegaConfBaseException as error:
         wrapping = "ConfigError raised while resolving interpolation: "
         reason = str(error).splitlines()[0].removeprefix(wrapping)
         raise ConfigError(f"config key {error.full_key}: {reason}") from error
+
+
+def _check_resolved(value: Any, key: str = "") -> None:
+    """A reference that was escaped has lost its escape, and would be resolved the next time."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for name, below in items:
+            _check_resolved(below, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, str) and "${" in value:
+        raise ConfigError(
+            f"config key {key}: {value!r} has ${{ in it, which begins a reference to another key; "
+            "choose a text without it"
+        )
 
 
 def _resolve_eval(*arguments: Any) -> Any:

@@ -13,17 +13,17 @@ import dataclasses
 import datetime
 import json
 import pathlib
-import re
 import secrets
+import shlex
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.config.override import check_overrides, override
 from diffusion_policy.config.resolvers import register_resolvers, resolve
 from diffusion_policy.multirun.run_command import DATA_LINK, REPOSITORY
 from diffusion_policy.multirun.watch import CONFIG_NAME
@@ -31,7 +31,6 @@ from diffusion_policy.workspace.command_line import CONFIG_DIR, complete_overrid
 
 SWEEP_NAME = "sweep.json"
 CONSOLE_NAME = "console.log"
-_SAFE = re.compile(r"[\w./:@%+-]+")  # needs no quotes as a value of Hydra's
 
 
 @dataclass(frozen=True)
@@ -108,6 +107,7 @@ def compose(config_name: str, config_dir: str | None, overrides: Sequence[str]) 
     if config_dir is not None:
         before_schemas = SearchPathQuery(provider="schema")
         search_path.prepend("command-line", f"file://{REPOSITORY / config_dir}", before_schemas)
+    check_overrides(overrides)
     setup_globals()  # ${now:}
     register_resolvers()
     try:
@@ -139,22 +139,10 @@ def create_sweep(
         data_src: Absolute; what ``data`` is for the runs. None: ``data`` of the repository.
 
     Raises:
-        ConfigError: The folder exists.
+        ConfigError: The folder exists, or its name cannot stand in a configuration.
         CheckpointError: The disk refuses.
     """
     folder = _locate(_run_dir(cfg), data_src)
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise ConfigError(
-            f"{folder} exists; continue that sweep with --resume {folder}, or name another folder "
-            "with the override multi_run.run_dir=..."
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"cannot create the folder of the sweep, {folder}: {error.strerror}; name another with "
-            "the override multi_run.run_dir=..."
-        ) from error
     sweep = Sweep(
         folder=folder,
         config_name=config_name,
@@ -165,6 +153,19 @@ def create_sweep(
         name_base=OmegaConf.select(cfg, "multi_run.wandb_name_base") or folder.name,
         tasks=[],
     )
+    sweep = _with_commands(sweep, cfg)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigError(
+            f"{folder} exists; continue that sweep with --resume {shlex.quote(str(folder))}, or "
+            "name another folder with the override multi_run.run_dir=..."
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot create the folder of the sweep, {folder}: {error.strerror}; name another with "
+            "the override multi_run.run_dir=..."
+        ) from error
     return _write(sweep, cfg)
 
 
@@ -197,18 +198,22 @@ def extend_sweep(sweep: Sweep, overrides: Sequence[str]) -> Sweep:
     cfg = compose(sweep.config_name, sweep.config_dir, sweep.overrides)
     if "multi_run" in cfg:
         cfg.multi_run = sweep.config.multi_run  # of another ${now:} now
-    return _write(sweep, cfg)
+    return _write(_with_commands(sweep, cfg), cfg)
 
 
-def _write(sweep: Sweep, cfg: DictConfig) -> Sweep:
-    """Writes what the folder says about the sweep, with the commands that follow from it."""
+def _with_commands(sweep: Sweep, cfg: DictConfig) -> Sweep:
+    """The sweep with the commands that follow from the rest of it."""
     tasks = [
         Task(f"train_{i}", seed, _command(sweep, cfg, i, seed))
         for i, seed in enumerate(sweep.seeds)
     ]
-    sweep = dataclasses.replace(sweep, tasks=tasks)
+    return dataclasses.replace(sweep, tasks=tasks)
+
+
+def _write(sweep: Sweep, cfg: DictConfig) -> Sweep:
+    """Writes what the folder says about the sweep."""
     record = {**dataclasses.asdict(sweep), "folder": str(sweep.folder)}
-    for task in tasks:
+    for task in sweep.tasks:
         sweep.run_dir(task.name).mkdir(exist_ok=True)
     config = OmegaConf.to_yaml(cfg, resolve=True).encode()
     atomic_write(sweep.folder / CONFIG_NAME, lambda file: file.write(config))
@@ -219,15 +224,15 @@ def _write(sweep: Sweep, cfg: DictConfig) -> Sweep:
 
 
 def _command(sweep: Sweep, cfg: DictConfig, index: int, seed: int) -> list[str]:
-    def override(key: str, value: Any) -> str:
+    def own(key: str, value: str | int) -> str:
         parent, _, name = key.rpartition(".")
         is_there = name in (OmegaConf.select(cfg, parent) or {})
-        return f"{'' if is_there else '++'}{key}={_hydra_value(str(value))}"
+        return override(key if is_there else f"++{key}", value)
 
-    own = [override("training.seed", seed)]
+    seeds = [own("training.seed", seed)]
     # A real robot has no seeds; its task would refuse the override.
     if "test_start_seed" in (OmegaConf.select(cfg, "task.env_runner") or {}):
-        own.append(override("task.env_runner.test_start_seed", (seed + 1) * 100_000))
+        seeds.append(own("task.env_runner.test_start_seed", (seed + 1) * 100_000))
     name = f"train_{index}"
     return [
         "python",
@@ -235,18 +240,12 @@ def _command(sweep: Sweep, cfg: DictConfig, index: int, seed: int) -> list[str]:
         f"--config-name={sweep.config_name}",
         f"--config-dir={sweep.config_dir}",
         *sweep.overrides,
-        *own,
-        override("logging.name", f"{sweep.name_base}_{name}"),
-        override("logging.id", f"{sweep.group}_{name}"),
-        override("logging.group", sweep.group),
-        f"hydra.run.dir={_hydra_value(str(sweep.folder / name))}",
+        *seeds,
+        own("logging.name", f"{sweep.name_base}_{name}"),
+        own("logging.id", f"{sweep.group}_{name}"),
+        own("logging.group", sweep.group),
+        override("hydra.run.dir", str(sweep.folder / name)),
     ]
-
-
-def _hydra_value(text: str) -> str:
-    if _SAFE.fullmatch(text):
-        return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _run_dir(cfg: DictConfig) -> pathlib.Path:

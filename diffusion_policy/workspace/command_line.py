@@ -9,12 +9,19 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import diffusion_policy.config
 from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError
 from diffusion_policy.config.checks import check_num_processes
 from diffusion_policy.config.job import job_arguments
+from diffusion_policy.config.override import (
+    check_current_folder,
+    check_overrides,
+    is_override_of,
+    override,
+    with_overrides,
+)
 from diffusion_policy.config.resolvers import resolve
 from diffusion_policy.workspace.launch import (
     is_launched_by_us,
@@ -34,7 +41,7 @@ OPTIONS = {
     "logging.tensorboard": "True: write tensorboard/ as well  [False]",
 }
 _OPTION = re.compile("(" + "|".join(map(re.escape, OPTIONS)) + ")=")
-_JOB_NAME = "hydra.job.name="
+_JOB_NAME, _RUN_DIR = "hydra.job.name", "hydra.run.dir"
 SAME_MISTAKE_S = 3.0
 
 
@@ -74,6 +81,9 @@ def run_hydra(config_name: str | None = None) -> None:
     from diffusion_policy.workspace.hydra_sweep import command_of_sweep
 
     given = list(sys.argv)
+    with errors_as_sentences():
+        check_current_folder()
+        check_overrides(given[1:])
     sys.argv[1:] = _name_job(complete_overrides(given[1:]), pathlib.Path(given[0]).stem)
     run = hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name=config_name)(train)
     with errors_as_sentences(), command_of_sweep(given):
@@ -82,11 +92,9 @@ def run_hydra(config_name: str | None = None) -> None:
 
 def _name_job(arguments: list[str], name: str) -> list[str]:
     """Names the job, and its log file, after the script; Hydra would name it after this module."""
-    if any(argument.startswith(_JOB_NAME) for argument in arguments):
+    if any(is_override_of(_JOB_NAME, argument) for argument in arguments):
         return arguments
-    overrides = [i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")]
-    where = overrides[0] if overrides else len(arguments)  # all overrides have to stand together
-    return [*arguments[:where], _JOB_NAME + name, *arguments[where:]]
+    return with_overrides(arguments, [override(_JOB_NAME, name)])
 
 
 def train(cfg: DictConfig) -> None:
@@ -117,8 +125,9 @@ def _run_or_launch(cfg: DictConfig, job: Any) -> None:
     if n_processes == process_count():
         _run(cfg, output_dir)
     elif process_count() == 1:
-        arguments = job_arguments(job, list(job.overrides.task))
-        arguments += [f"hydra.run.dir={output_dir}", f"{_JOB_NAME}{job.job.name}"]
+        hydra: Any = OmegaConf.to_container(job)
+        arguments = job_arguments(hydra, hydra["overrides"]["task"])
+        arguments += [override(_RUN_DIR, output_dir), override(_JOB_NAME, job.job.name)]
         sys.exit(launch(n_processes, arguments))
     else:
         raise ConfigError(
@@ -155,14 +164,22 @@ def _hint_when_interrupted(output_dir: str | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if output_dir is not None and not is_launched_by_us():
-            override = f"hydra.run.dir={output_dir}"
-            if process_count() == 1:
-                arguments = [a for a in sys.argv if not a.startswith((_JOB_NAME, "hydra.run.dir="))]
-                command = shlex.join(["python", *arguments, override])
-                sys.stderr.write(f"\ninterrupted; this continues the run: {command}\n")
-            else:
-                sys.stderr.write(f"\ninterrupted; the same command with {override} continues\n")
+            sys.stderr.write(f"\ninterrupted; {_how_to_continue(output_dir)}\n")
         sys.exit(130)
+
+
+def _how_to_continue(output_dir: str) -> str:
+    try:
+        run_dir = override(_RUN_DIR, output_dir)
+    except ConfigError:  # bytes that are no text: nothing that is printed could be pasted
+        return f"the same command with {_RUN_DIR} at {output_dir!r} continues"
+    if process_count() > 1:
+        return f"the same command with {shlex.quote(run_dir)} continues"
+    script, *arguments = sys.argv
+    ours = override(_JOB_NAME, pathlib.Path(script).stem)  # of _name_job
+    given = [a for a in arguments if not (a == ours or is_override_of(_RUN_DIR, a))]
+    command = shlex.join(["python", script, *with_overrides(given, [run_dir])])
+    return f"this continues the run: {command}"
 
 
 def run_as_script(module_file: str) -> None:
