@@ -18,7 +18,8 @@ class Page:
     parts: dict[str, str]
 
     def __post_init__(self) -> None:
-        self.parts = {name: part for name, part in self.parts.items() if part}
+        self.title, self.subtitle = _encodable(self.title), _encodable(self.subtitle)
+        self.parts = {name: _encodable(part) for name, part in self.parts.items() if part}
         self.versions = {
             name: hashlib.blake2b(part.encode(), digest_size=8).hexdigest()
             for name, part in self.parts.items()
@@ -47,3 +48,10 @@ class Page:
             module="diffusion_policy.report",
             served=served,
         )
+
+
+def _encodable(text: str) -> str:
+    """The text without the halves of characters that JSON can have, and file names of other
+    encodings: they are written out.
+    """
+    return text.encode(errors="backslashreplace").decode()

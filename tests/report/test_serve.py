@@ -140,14 +140,27 @@ def test_a_run_that_has_not_begun_is_waited_for(make_run, tmp_path):
 def test_damage_leaves_the_page_as_it_was_and_is_told(make_run):
     run = make_run(evaluate=False)
     site = Site(Report([run]))
-    page, log = site.page, (run / "logs.json.txt").read_text()
-    (run / "logs.json.txt").write_text("oops\n" + log)
+    page = site.page
+    (run / "run_info.json").write_text("oops")
     site.update()
     assert site.page is page
-    assert "Line 1 of" in site.problem
-    (run / "logs.json.txt").write_text(log)
+    assert "run_info.json is not a JSON object" in site.problem
+    (run / "run_info.json").write_text("{}")
     site.update()
     assert site.problem == ""
+
+
+def test_an_odd_line_leaves_the_page_up_to_date_and_is_told(make_run, caplog):
+    run = make_run(evaluate=False)
+    site = Site(Report([run]))
+    with (run / "logs.json.txt").open("a") as file:
+        file.write("oops\n")
+    append(run, 6)
+    site.update()
+    assert site.problem == ""
+    assert "<b>7</b>" in site.page.parts["tiles"]
+    assert "Line 21 of" in site.page.parts["notes"]
+    assert "Line 21 of" in caplog.text
 
 
 def test_runs_that_have_not_changed_are_not_read_again(make_sweep, monkeypatch):
