@@ -87,9 +87,9 @@ class References:
         return value
 
     def _compute(self, path: tuple[str, ...]) -> Any:
-        raw = self._look_up(path)
-        if isinstance(raw, _Section):
-            return raw
+        raw, is_resolved = self._look_up(path)
+        if is_resolved:
+            return _measured(raw)
         if isinstance(raw, dict):
             parts = {key: self._value((*path, key)) for key in raw}
             return _section({key: _plain(part) for key, part in parts.items()}, [*parts.values()])
@@ -100,8 +100,10 @@ class References:
             return self._evaluate(raw, path)
         return raw
 
-    def _look_up(self, path: tuple[str, ...]) -> Any:
-        """What stands at a path; a reference on the way to it is followed."""
+    def _look_up(self, path: tuple[str, ...]) -> tuple[Any, bool]:
+        """What stands at a path, and whether a reference on the way to it was followed: what it has
+        is resolved.
+        """
         node, is_resolved = self._tree, False
         for i, key in enumerate(path):
             if isinstance(node, str) and "${" in node and not is_resolved:
@@ -110,7 +112,7 @@ class References:
                 node = node[int(key)] if isinstance(node, list) else node[key]  # type: ignore
             except (KeyError, IndexError, TypeError, ValueError) as e:
                 raise _MissingError from e
-        return _measured(node) if is_resolved else node
+        return node, is_resolved
 
     def _evaluate(self, formula: str, path: tuple[str, ...]) -> Any:
         from omegaconf.grammar_parser import parse
@@ -146,14 +148,17 @@ class References:
                 return safe_eval(expression)
             case "eval", [int() | float() as number]:  # ${eval:${horizon}}
                 return number
-            case "oc.select", [str(key)]:
-                return self._follow(key, path)
-            case "oc.select", [str(key), None | int() | float() | str() as default]:
-                try:
-                    return self._follow(key, path)
-                except _MissingError:
-                    return default
+            case "oc.select", [str(key), *defaults] if len(defaults) <= 1:
+                return self._select(key, [*defaults, None][0], path)
         raise UnresolvedError
+
+    def _select(self, key: str, default: Any, path: tuple[str, ...]) -> Any:
+        try:
+            return self._follow(key, path)
+        except _MissingError:
+            if isinstance(default, str | int | float | None):
+                return default
+            raise
 
 
 def _plain(part: Any) -> Any:
