@@ -1,11 +1,12 @@
 """What a sweep came to, in words."""
 
-import json
+import contextlib
 import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from diffusion_policy.common.json_lines import as_float, parse_object
 from diffusion_policy.multirun.monitor import METRICS_DIR, SUMMARY_NAME
 from diffusion_policy.multirun.status import State, SweepStatus
 from diffusion_policy.multirun.sweep import Sweep
@@ -66,9 +67,11 @@ def _runs(sweep: Sweep, status: SweepStatus) -> str:
 
 def _metrics(sweep: Sweep) -> str:
     path = sweep.folder / METRICS_DIR / SUMMARY_NAME
-    try:
-        metrics = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    content: dict = {}
+    with contextlib.suppress(OSError):
+        content = parse_object(path.read_bytes()) or {}
+    metrics = {name: value for name in content if (value := as_float(content[name])) is not None}
+    if not metrics:
         return "No metrics so far: no run has had a rollout."
     width = max(map(len, metrics))
     lines = [f"  {name:<{width}}  {value:.6g}" for name, value in metrics.items()]

@@ -13,6 +13,7 @@ import dataclasses
 import datetime
 import json
 import pathlib
+import re
 import secrets
 import shlex
 import string
@@ -25,6 +26,7 @@ from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.config.override import check_overrides, override
 from diffusion_policy.config.resolvers import register_resolvers, resolve
+from diffusion_policy.config.yaml_files import load_yaml
 from diffusion_policy.multirun.run_command import DATA_LINK, REPOSITORY
 from diffusion_policy.multirun.watch import CONFIG_NAME
 from diffusion_policy.workspace.command_line import CONFIG_DIR, complete_overrides
@@ -181,15 +183,32 @@ def load_sweep(folder: str | pathlib.Path) -> Sweep:
         tasks = [Task(**task) for task in content.pop("tasks")]
         written_in = content.pop("folder")
         sweep = Sweep(folder=path.parent, tasks=tasks, **content)
+        _check_record(sweep)
     except OSError as error:
         raise ConfigError(
             f"cannot read {path}: {error.strerror}; --resume needs the folder of a sweep, as this "
             "command printed it"
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not the record of a sweep ({error!r})") from error
     # A folder that was moved: its commands name another one.
     return sweep if written_in == str(sweep.folder) else extend_sweep(sweep, [])
+
+
+def _check_record(sweep: Sweep) -> None:
+    """Names of runs are names of folders in that of the sweep, and commands are words."""
+    texts = [sweep.config_name, sweep.config_dir, sweep.group, sweep.name_base, *sweep.overrides]
+    for task in sweep.tasks:
+        texts += [task.name, *task.command]
+        if not re.fullmatch(r"train_[0-9]+", task.name) or not isinstance(task.command, list):
+            raise ValueError(f"a run {task.name!r} with the command {task.command!r}")
+    numbers = [*sweep.seeds, *(task.seed for task in sweep.tasks)]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a number, or something else, in the place of a text")
+    if not all(isinstance(number, int) for number in numbers):
+        raise TypeError("a text, or something else, in the place of a seed")
+    if not all(task.command for task in sweep.tasks):
+        raise ValueError("a run without a command")
 
 
 def extend_sweep(sweep: Sweep, overrides: Sequence[str]) -> Sweep:
@@ -265,15 +284,16 @@ def _locate(run_dir: pathlib.Path, data_src: pathlib.Path | None) -> pathlib.Pat
 
 
 def _read_config(folder: pathlib.Path) -> DictConfig:
-    import yaml
-
-    path = folder / CONFIG_NAME
     try:
-        cfg = OmegaConf.load(path)
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}, the sweep's configuration: {error}") from error
-    if not isinstance(cfg, DictConfig):
-        raise ConfigError(f"{path} is not a configuration; restore that of the sweep")
+        cfg = load_yaml(folder / CONFIG_NAME)
+    except ConfigError as error:
+        raise ConfigError(f"the sweep's configuration has to be restored: {error}") from error
+    for name in ("training", "logging", "multi_run"):
+        if not isinstance(cfg._get_node(name), DictConfig | None):
+            raise ConfigError(
+                f"{folder / CONFIG_NAME} has a {name} that is no section of keys; restore the "
+                "configuration of the sweep"
+            )
     return cfg
 
 
