@@ -13,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.common.errors import ConfigError, DataError
+from diffusion_policy.common.regular_files import open_regular
 
 # The largest published configuration has 700 values, at 9 levels.
 MAX_NODES = 20_000
@@ -106,10 +107,12 @@ def read_yaml(path: str | pathlib.Path) -> Any:
         ConfigError: the file cannot be read, is not YAML, or is a bomb.
     """
     try:
-        with pathlib.Path(path).open("rb") as file:
+        with open_regular(path) as file:
             text = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    except DataError as error:  # a pipe, a device
+        raise ConfigError(str(error)) from error
     return parse_yaml(text, path)
 
 

@@ -12,10 +12,12 @@ from typing import Any
 
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.errors import CheckpointError, ConfigError
+from diffusion_policy.common.regular_files import read_regular
 
 log = logging.getLogger(__name__)
 
 STATUS_NAME = "status.json"
+MAX_BYTES = 16 * 2**20
 
 
 class State(StrEnum):
@@ -99,7 +101,7 @@ class SweepStatus:
 
 def _read(path: pathlib.Path) -> dict[str, TaskStatus]:
     try:
-        tasks = json.loads(path.read_bytes())["tasks"]
+        tasks = json.loads(read_regular(path, MAX_BYTES))["tasks"]
         return {name: _task_status(**task) for name, task in tasks.items()}
     except FileNotFoundError:
         return {}

@@ -24,6 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.common.regular_files import read_regular
 from diffusion_policy.config.override import check_overrides, override
 from diffusion_policy.config.resolvers import register_resolvers, resolve
 from diffusion_policy.config.yaml_files import load_yaml
@@ -32,6 +33,7 @@ from diffusion_policy.multirun.watch import CONFIG_NAME
 from diffusion_policy.workspace.command_line import CONFIG_DIR, complete_overrides
 
 SWEEP_NAME = "sweep.json"
+MAX_BYTES = 16 * 2**20  # of it
 CONSOLE_NAME = "console.log"
 
 
@@ -179,7 +181,7 @@ def load_sweep(folder: str | pathlib.Path) -> Sweep:
     """
     path = pathlib.Path(folder).absolute() / SWEEP_NAME
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path, MAX_BYTES))
         tasks = [Task(**task) for task in content.pop("tasks")]
         written_in = content.pop("folder")
         sweep = Sweep(folder=path.parent, tasks=tasks, **content)

@@ -68,7 +68,13 @@ def files_of_a_run(seed):
 
 def files_of_a_sweep():
     tasks = [{"name": f"train_{i}", "seed": i, "command": ["python", "x"]} for i in range(2)]
-    record = {"folder": "/x", "config_name": "x", "config_dir": "y", "overrides": [], "group": "g"}
+    record = {
+        "folder": "PLACE",
+        "config_name": "x",
+        "config_dir": "y",
+        "overrides": [],
+        "group": "g",
+    }
     record |= {"seeds": [0, 1], "name_base": "b", "tasks": tasks}
     status = {"state": "finished", "attempts": 1, "exit_code": 0, "host": "h"}
     files = {
@@ -76,6 +82,7 @@ def files_of_a_sweep():
         "status.json": {"updated": "x", "backend": "process", "tasks": {"train_0": status}},
         "config.yaml": CONFIG,
         "metrics/metrics.json": {"max/x": 1.0},
+        "metrics/logs.json.txt": [{"global_step": 2, "epoch": 0, "max/x": 1.0}] * 6,
     }
     for i in range(2):
         files |= {f"train_{i}/{name}": content for name, content in files_of_a_run(i).items()}
@@ -207,6 +214,8 @@ def exchange(rng, path):
     target = (
         path.parent if path.parent.name in (".hydra", "metrics") and rng.random() < 0.3 else path
     )
+    if not os.path.lexists(target):
+        return
     if target.is_dir():
         shutil.rmtree(target)
     else:
@@ -238,14 +247,16 @@ def make_files(rng, files, folder):
             text = encode(name, content)
         except (yaml.YAMLError, ValueError):  # what YAML cannot hold
             text = encode(name, files[name])
+        text = text.replace(b"PLACE", str(folder).encode())
         path.write_bytes(damage(rng, name, text) if how == "damage" else text)
-        if how == "exchange":
-            exchange(rng, path)
         if how:
-            done.append(f"{how} {name}")
+            done.append((how, name))
+    for how, name in done:
+        if how == "exchange":
+            exchange(rng, folder / name)
     (folder / "media").mkdir(exist_ok=True)
     (folder / "media" / "a.mp4").write_bytes(b"video")
-    return ", ".join(done)
+    return ", ".join(map(" ".join, done))
 
 
 @pytest.fixture
@@ -290,7 +301,7 @@ def page_of(folders, output):
 def failures(attack, place, files, attempt):
     """Lines about the rounds that got through, and how many rounds there were."""
     lines, n = [], 0
-    for n in attack.rounds():  # noqa: B007
+    for n in attack.rounds():
         folder = place / f"run{n}"
         folder.mkdir()
         done = make_files(attack.rng, files, folder)
@@ -374,7 +385,5 @@ def test_a_sweep_of_odd_files_is_monitored_or_a_sentence(attack, place):
         for part in (monitor, resume, status):
             told(lambda part=part: str(part()))
 
-    files = files_of_a_sweep()
-    files["sweep.json"]["folder"] = "PLACE"
-    lines, n = failures(attack, place, files, attempt)
+    lines, n = failures(attack, place, files_of_a_sweep(), attempt)
     attack.record("sweeps with odd files, monitored and resumed", n, lines)
