@@ -35,7 +35,7 @@ class Links:
         # The file itself may be a link that leads anywhere, or nowhere.
         place = target.parent.resolve() / target.name
         relative = os.path.relpath(place, self._page.parent.resolve())
-        return f'<a href="{urllib.parse.quote(relative)}">{html.escape(label)}</a>'
+        return f'<a href="{urllib.parse.quote(os.fsencode(relative))}">{html.escape(label)}</a>'
 
 
 def group_style(index: int) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
-from diffusion_policy.report.shell import render_page, resource
+from diffusion_policy.report.shell import encodable, render_page, resource
 
 
 @dataclass
@@ -18,8 +18,8 @@ class Page:
     parts: dict[str, str]
 
     def __post_init__(self) -> None:
-        self.title, self.subtitle = _encodable(self.title), _encodable(self.subtitle)
-        self.parts = {name: _encodable(part) for name, part in self.parts.items() if part}
+        self.title, self.subtitle = encodable(self.title), encodable(self.subtitle)
+        self.parts = {name: encodable(part) for name, part in self.parts.items() if part}
         self.versions = {
             name: hashlib.blake2b(part.encode(), digest_size=8).hexdigest()
             for name, part in self.parts.items()
@@ -48,10 +48,3 @@ class Page:
             module="diffusion_policy.report",
             served=served,
         )
-
-
-def _encodable(text: str) -> str:
-    """The text without the halves of characters that JSON can have, and file names of other
-    encodings: they are written out.
-    """
-    return text.encode(errors="backslashreplace").decode()

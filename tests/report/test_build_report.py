@@ -371,6 +371,25 @@ def test_a_checkpoint_that_has_gone_or_leads_nowhere_is_not_listed(make_run):
     assert [a["href"] for a in build(folder).all("a")] == ["checkpoints/latest.ckpt"]
 
 
+def test_a_page_is_written_through_no_link(make_run, tmp_path):
+    folder = make_run(evaluate=False)
+    (tmp_path / "mine").write_text("stays")
+    for name in ("report.html", "report.html.partial"):
+        (folder / name).symlink_to(tmp_path / "mine")
+    build(folder)
+    assert (tmp_path / "mine").read_text() == "stays"
+    os.mkfifo(folder / "report.html.partial")
+    build(folder)
+    assert sorted(path.name for path in folder.glob("report*")) == ["report.html"]
+
+
+def test_a_file_whose_name_is_no_text_is_linked(make_run):
+    folder = make_run(evaluate=False)
+    path = os.path.join(folder, "checkpoints", os.fsdecode(b"a\xff.ckpt"))
+    os.rename(folder / "checkpoints" / "latest.ckpt", path)
+    assert [a["href"] for a in build(folder).all("a")] == ["checkpoints/a%FF.ckpt"]
+
+
 def test_times_of_change_may_be_any(make_run):
     folder = make_run(evaluate=False)
     os.utime(folder / "checkpoints" / "latest.ckpt", (10**15, 10**15))
