@@ -25,8 +25,9 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.regular_files import read_regular
+from diffusion_policy.config.compose import compose as compose_as_written
 from diffusion_policy.config.override import check_overrides, override
-from diffusion_policy.config.resolvers import register_resolvers, resolve
+from diffusion_policy.config.resolvers import resolve
 from diffusion_policy.config.yaml_files import load_yaml
 from diffusion_policy.multirun.run_command import DATA_LINK, REPOSITORY
 from diffusion_policy.multirun.watch import CONFIG_NAME
@@ -98,30 +99,9 @@ def compose(config_name: str, config_dir: str | None, overrides: Sequence[str]) 
     Raises:
         ConfigError: There is none of that name, or an override does not fit it.
     """
-    import hydra
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.config_search_path import SearchPathQuery
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.utils import setup_globals
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    search_path = create_config_search_path(str(CONFIG_DIR))
-    if config_dir is not None:
-        before_schemas = SearchPathQuery(provider="schema")
-        search_path.prepend("command-line", f"file://{REPOSITORY / config_dir}", before_schemas)
     check_overrides(overrides)
-    setup_globals()  # ${now:}
-    register_resolvers()
-    try:
-        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base=None):
-            # As hydra.main with --config-dir: what is shipped is found first.
-            GlobalHydra.instance().clear()
-            Hydra.create_main_hydra2("train", search_path)
-            cfg = hydra.compose(config_name, overrides=complete_overrides(list(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+    folder = None if config_dir is None else REPOSITORY / config_dir
+    cfg = compose_as_written(config_name, folder, complete_overrides(list(overrides)))
     resolve(cfg)
     return cfg
 

@@ -198,5 +198,5 @@ def test_importing_the_config_package_is_light_and_registers_the_resolver():
 
 @pytest.mark.parametrize("value", ["\\${x}", {"b": ["a", "\\${x}"]}, "${eval:\"'$' + '{x}'\"}"])
 def test_a_text_that_would_be_a_reference_the_next_time_is_one_sentence(value):
-    with pytest.raises(ConfigError, match=r"^config key a.*: '\$\{x\}' has \$\{ in it"):
+    with pytest.raises(ConfigError, match=r"'\$\{x\}' after its interpolations"):
         resolve(OmegaConf.create({"a": value, "x": 1}))
