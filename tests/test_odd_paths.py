@@ -33,6 +33,7 @@ def folder(tiny_config, tmp_path):
     short += ["training.sample_every=1000", "training.tqdm_interval_sec=60"]
     cfg = tiny_config(*short, f"training.num_epochs={N_EPOCHS}")
     cfg.multi_run.run_dir = str(folder / "run")
+    cfg.name = NAME
     OmegaConf.save(cfg, folder / "published.yaml")
     return folder
 
@@ -92,10 +93,11 @@ def assert_complete(run_dir) -> None:
 def test_a_training_is_interrupted_and_continued(folder, n_processes):
     # a relative run directory: the folder itself is part of the absolute one
     options = ["--config-name=published.yaml", "hydra.run.dir='run=ü'"]
-    options = [f"training.num_processes={n_processes}", "training.seed=1", *options[::-1]]
+    options = [f"training.num_processes={n_processes}", "exp_name=${name}", *options[::-1]]
     output = interrupt_when_it_trains(folder, folder / "run=ü" / LOG, "train.py", *options)
     paste(folder, output.rpartition("this continues the run: ")[2])
     assert_complete(folder / "run=ü")
+    assert OmegaConf.load(folder / "run=ü" / ".hydra" / "config.yaml").exp_name == NAME
 
 
 def test_a_sweep_is_interrupted_and_continued(folder):

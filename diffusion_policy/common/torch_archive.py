@@ -9,6 +9,7 @@ only. It needs no more of the format than this: a zip, nothing in it compressed,
     <name>/byteorder    "little" or "big" (missing in old files)
 """
 
+import io
 import sys
 import zipfile
 from collections import Counter
@@ -55,12 +56,6 @@ def check_archive(file: BinaryIO, size: int) -> None:
             raise ArchiveError("is not a checkpoint: its parts are larger than the file")
 
 
-def find_damage(file: BinaryIO) -> str | None:
-    """The first part whose checksum is wrong. (torch itself does not look.)"""
-    with _open(file) as archive:
-        return archive.testzip()
-
-
 def read_archive(file: BinaryIO) -> Any:
     """The value that was saved, with all tensors on the CPU; see :mod:`.safe_pickle` for what it
     can consist of.
@@ -83,8 +78,7 @@ class _Archive:
             raise ArchiveError(f"was written on a machine with {order!r} byte order, unlike this")
 
     def load(self) -> Any:
-        with self._archive.open(f"{self._root}/data.pkl") as file:
-            return restricted_load(file, self._storage)  # type: ignore[arg-type]
+        return restricted_load(io.BytesIO(self._read("data.pkl")), self._storage)
 
     def _has(self, record: str) -> bool:
         return f"{self._root}/{record}" in self._archive.NameToInfo
@@ -140,9 +134,17 @@ def _open(file: BinaryIO) -> zipfile.ZipFile:
         raise ArchiveError(f"is damaged ({error})") from error
 
 
-def torch_load(path: Path) -> Any:
-    """Reads a file that is trusted: torch and dill do whatever it says."""
+def read_trusted_archive(path: Path) -> Any:
+    """Reads a file that is trusted: torch and dill do whatever it says.
+
+    Raises:
+        ArchiveError: a part is damaged, to which torch itself pays no attention.
+    """
     import dill
     import torch
 
+    with path.open("rb") as file, _open(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ArchiveError(f"is damaged: the checksum of its part {damaged} is wrong")
     return torch.load(path, map_location="cpu", pickle_module=dill, weights_only=False)

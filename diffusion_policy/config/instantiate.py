@@ -2,6 +2,7 @@
 our one-sentence errors kept whole.
 """
 
+import os
 from typing import Any
 
 import hydra.utils
@@ -20,8 +21,8 @@ def instantiate(node: Any, *args: Any, **kwargs: Any) -> Any:
 
     Raises:
         DiffusionPolicyError: as the constructor raised it, without Hydra's wrapping.
-        ConfigError: the target may not be named (see :mod:`.targets`), does not exist, or does not
-            take these arguments.
+        ConfigError: the target may not be named (see :mod:`.targets`), does not exist, or raised
+            anything else.
     """
     tree = plain(node)
     check_targets(tree)
@@ -32,7 +33,8 @@ def instantiate(node: Any, *args: Any, **kwargs: Any) -> Any:
         while cause is not None:
             if isinstance(cause, DiffusionPolicyError):
                 raise cause from None
-            last, cause = cause, cause.__cause__ or cause.__context__
-        if isinstance(last, ImportError | TypeError | AttributeError | InstantiationException):
-            raise ConfigError(" ".join(str(error).split())) from error
-        raise
+            cause = cause.__cause__ or cause.__context__
+        if os.environ.get("HYDRA_FULL_ERROR") == "1":
+            raise
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{reason} (HYDRA_FULL_ERROR=1 shows the traceback)") from error

@@ -16,6 +16,7 @@ Which seeds count, while they are at different stages:
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import pathlib
@@ -192,9 +193,9 @@ def seed_folders(sweep_dir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _lines(content: bytes) -> list[bytes]:
-    """The lines that an earlier monitor wrote; none if somebody else did."""
+    """The lines that an earlier monitor wrote, up to one that it cannot have written."""
     lines = content.splitlines(keepends=True)
-    return lines if all(parse_object(line) is not None for line in lines) else []
+    return list(itertools.takewhile(lambda line: parse_object(line) is not None, lines))
 
 
 def _longer(old: list[bytes], new: list[bytes]) -> list[bytes]:

@@ -50,6 +50,7 @@ OPTIONS = {
 }
 _OPTION = re.compile("(" + "|".join(map(re.escape, OPTIONS)) + ")=")
 _JOB_NAME, _RUN_DIR = "hydra.job.name", "hydra.run.dir"
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 SAME_MISTAKE_S = 3.0
 
 
@@ -111,8 +112,14 @@ def take_target_options(arguments: list[str]) -> list[str]:
     parser.add_argument("--allow", action="append", default=[])
     try:
         options, others = parser.parse_known_args(arguments)
+        wrong = [name for name in options.allow if not _NAME.fullmatch(name)]
     except argparse.ArgumentError:
-        raise ConfigError("--allow needs the name of a class, a module or a package") from None
+        wrong = [""]
+    if wrong:
+        raise ConfigError(
+            f"--allow={wrong[0]}: give the name of a class, a module or a package, as in "
+            "--allow=my_package.my_module"
+        )
     if options.trust_config or options.allow:
         policy = TargetPolicy(tuple(options.allow), everything=options.trust_config)
         policy.to_environment()
