@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 from diffusion_policy.common.errors import DataError, DiffusionPolicyError
+from diffusion_policy.common.json_lines import parse_object
+from diffusion_policy.common.regular_files import open_regular
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -182,16 +184,6 @@ class JsonLogger:
         )
 
 
-def iter_json_log(path: str | os.PathLike) -> Iterator[dict[str, Any]]:
-    """Yields a log line by line, without the incomplete last line that a run in progress may have.
-
-    Raises:
-        DataError: If the file is missing, or a complete line is not a JSON object.
-    """
-    for number, line in _complete_lines(path):
-        yield _parse(line, path, number)
-
-
 def read_json_log(path: str | os.PathLike, required_keys: Sequence[str] = ()) -> "pd.DataFrame":
     """Reads a log as a table: one row per line, NaN where a line lacks a key.
 
@@ -218,7 +210,7 @@ def read_json_log(path: str | os.PathLike, required_keys: Sequence[str] = ()) ->
 def _complete_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
     """Yields (line number from 1, line) for every non-empty line that ends with a line feed."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             for number, line in enumerate(file, start=1):
                 if line.endswith(b"\n") and line.strip():
                     yield number, line
@@ -230,21 +222,13 @@ def _complete_lines(path: str | os.PathLike) -> Iterator[tuple[int, bytes]]:
 
 
 def _parse(line: bytes, path: str | os.PathLike, number: int) -> dict[str, Any]:
-    row = _object_or_none(line)
+    row = parse_object(line)
     if row is None:
         raise DataError(
             f"Line {number} of {os.fspath(path)} is not a JSON object but starts with "
             f"{line[:40]!r}; delete that line, or restore the file."
         )
     return row
-
-
-def _object_or_none(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
 
 
 def _last_complete_line(file: BinaryIO, limit: int) -> tuple[int, dict[str, Any] | None, int]:
@@ -255,7 +239,7 @@ def _last_complete_line(file: BinaryIO, limit: int) -> tuple[int, dict[str, Any]
             end = text.rfind(b"\n", 0, limit) + 1
             while end > 0:
                 start = text.rfind(b"\n", 0, end - 1) + 1
-                row = _object_or_none(text[start:end])
+                row = parse_object(text[start:end])
                 if row is not None:
                     return end, row, n_damaged
                 n_damaged += 1

@@ -13,12 +13,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf._utils import get_yaml_loader
 from omegaconf.errors import OmegaConfBaseException
 
-from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.common.errors import ConfigError, DataError
+from diffusion_policy.common.regular_files import open_regular
 
 # The largest published configuration has 700 values, at 9 levels.
 MAX_NODES = 20_000
 MAX_DEPTH = 60
-MAX_BYTES = 5_000_000
+MAX_BYTES = 1_000_000
+MAX_DIGITS = 400  # a number of base 60 (1:59:59...) takes quadratic time
 
 
 class YamlBombError(ConfigError):
@@ -31,11 +33,15 @@ class BoundedLoader(get_yaml_loader()):  # type: ignore[misc]
     def __init__(self, stream: Any):
         super().__init__(stream)
         self._depth = 0
+        self._n_nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         self._depth += 1
+        self._n_nodes += 1
         if self._depth > MAX_DEPTH:
             raise YamlBombError(f"YAML is nested deeper than {MAX_DEPTH} levels")
+        if self._n_nodes > MAX_NODES:  # before reading on for a minute
+            raise _too_many_values()
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -45,6 +51,19 @@ class BoundedLoader(get_yaml_loader()):  # type: ignore[misc]
         if node is not None:
             _count(node, {})
         return node
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if node.tag in _NUMBERS and len(value) > MAX_DIGITS:
+            raise YamlBombError(f"YAML has a number of more than {MAX_DIGITS} digits")
+        return value
+
+
+_NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+
+
+def _too_many_values() -> YamlBombError:
+    return YamlBombError(f"YAML has, with its aliases written out, more than {MAX_NODES:,} values")
 
 
 def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
@@ -62,11 +81,16 @@ def _count(node: yaml.Node, known: dict[int, int | None]) -> int:
         for part in item if isinstance(item, tuple) else (item,):
             total += _count(part, known)
     if total > MAX_NODES:
-        raise YamlBombError(
-            f"YAML has, with its aliases written out, more than {MAX_NODES:,} values"
-        )
+        raise _too_many_values()
     known[id(node)] = total
     return total
+
+
+# What PyYAML raises where a value does not fit its tag, !!int "" for example.
+_OF_PYYAML = (
+    *(ValueError, TypeError, LookupError, AttributeError),
+    *(ArithmeticError, RecursionError),
+)
 
 
 def bound_omegaconf() -> None:
@@ -82,18 +106,25 @@ def read_yaml(path: str | pathlib.Path) -> Any:
     Raises:
         ConfigError: the file cannot be read, is not YAML, or is a bomb.
     """
-    path = pathlib.Path(path)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             text = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    except DataError as error:  # a pipe, a device
+        raise ConfigError(str(error)) from error
+    return parse_yaml(text, path)
+
+
+def parse_yaml(text: bytes, path: str | pathlib.Path) -> Any:
+    """As :func:`read_yaml`, of a text that has been read from ``path``."""
+    try:
         if len(text) > MAX_BYTES:
             raise YamlBombError(f"YAML is larger than {MAX_BYTES / 1e6:.0f} MB")
         return yaml.load(text.decode(), Loader=BoundedLoader)
     except YamlBombError as error:
         raise ConfigError(f"{path} is not read: its {error}; no configuration needs that") from None
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}; check the path") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, *_OF_PYYAML) as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{path} is not readable YAML ({reason}); mend or remove it") from error
 
@@ -104,12 +135,24 @@ def load_yaml(path: str | pathlib.Path) -> DictConfig:
     Raises:
         ConfigError: as :func:`read_yaml`, or the file holds something else than a mapping.
     """
-    content = read_yaml(path)
-    if not isinstance(content, dict):
-        found = "nothing" if content is None else f"a {type(content).__name__}"
-        raise ConfigError(f"{path} holds {found}, but a configuration is a mapping of keys")
     try:
-        return OmegaConf.create(content)
+        return OmegaConf.create(_check_mapping(read_yaml(path), path))
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{path} is not a configuration: {reason}") from error
+
+
+def parse_mapping(text: bytes, path: str | pathlib.Path) -> dict[Any, Any]:
+    """As :func:`load_yaml`, of a text that has been read from ``path``, as plain values.
+
+    Raises:
+        ConfigError: as :func:`load_yaml`.
+    """
+    return _check_mapping(parse_yaml(text, path), path)
+
+
+def _check_mapping(content: Any, path: str | pathlib.Path) -> dict[Any, Any]:
+    if not isinstance(content, dict):
+        found = "nothing" if content is None else f"a {type(content).__name__}"
+        raise ConfigError(f"{path} holds {found}, but a configuration is a mapping of keys")
+    return content

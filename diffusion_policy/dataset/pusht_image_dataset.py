@@ -1,10 +1,12 @@
 """Push-T from images: a camera above the table and the position of the agent."""
 
 import pathlib
+import shlex
 
 import numpy as np
 
 from diffusion_policy.common.errors import DataError
+from diffusion_policy.config.override import override
 from diffusion_policy.dataset.image_arrays import load_demonstrations, stored_keys
 from diffusion_policy.dataset.image_window_dataset import ImageWindowDataset
 from diffusion_policy.dataset.pusht_dataset import EMBEDDED, agent_positions, find_pusht_data
@@ -85,7 +87,6 @@ def rendered_path(zarr_path: str | pathlib.Path) -> pathlib.Path:
 
 def drawing_instructions(zarr_path: str | pathlib.Path) -> str:
     """How to get images of demonstrations that have states, to follow 'draw them with'."""
-    return (
-        f"`python -m diffusion_policy.scripts.render_pusht_images -i {zarr_path}` and train with "
-        f"task.dataset.zarr_path={rendered_path(zarr_path)}"
-    )
+    draw = ["python", "-m", "diffusion_policy.scripts.render_pusht_images", "-i", str(zarr_path)]
+    use = override("task.dataset.zarr_path", str(rendered_path(zarr_path)))
+    return f"`{shlex.join(draw)}` and train with {shlex.quote(use)}"

@@ -16,6 +16,7 @@ Which seeds count, while they are at different stages:
 """
 
 import contextlib
+import itertools
 import json
 import logging
 import pathlib
@@ -24,6 +25,8 @@ from typing import Any
 
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.errors import ConfigError, DataError
+from diffusion_policy.common.json_lines import parse_object
+from diffusion_policy.common.regular_files import open_regular
 from diffusion_policy.multirun.metrics import LOSSES, aggregate_row
 from diffusion_policy.multirun.rollout_log import RolloutLog
 from diffusion_policy.workspace.run_logger import LOG_NAME, Tracker
@@ -139,7 +142,7 @@ class MetricsMonitor:
     def _write(self) -> list[bytes]:
         """Replaces the files, where they differ; returns the lines that they have now."""
         folder = self.sweep_dir / METRICS_DIR
-        lines = _longer(_read(folder / LOG_NAME).splitlines(keepends=True), self._lines)
+        lines = _longer(_lines(_read(folder / LOG_NAME)), self._lines)
         if lines:
             summary = json.dumps(json.loads(lines[-1]), indent=2, sort_keys=True).encode()
             for name, content in ((LOG_NAME, b"".join(lines)), (SUMMARY_NAME, summary)):
@@ -189,6 +192,12 @@ def seed_folders(sweep_dir: pathlib.Path) -> list[pathlib.Path]:
     return sorted(folders, key=lambda path: (len(path.name), path.name))
 
 
+def _lines(content: bytes) -> list[bytes]:
+    """The lines that an earlier monitor wrote, up to one that it cannot have written."""
+    lines = content.splitlines(keepends=True)
+    return list(itertools.takewhile(lambda line: parse_object(line) is not None, lines))
+
+
 def _longer(old: list[bytes], new: list[bytes]) -> list[bytes]:
     """The new lines, unless there are fewer: then the old ones, if they are about the same."""
     if len(old) > len(new) and (not new or _names(old[-1]) == _names(new[-1])):
@@ -197,15 +206,13 @@ def _longer(old: list[bytes], new: list[bytes]) -> list[bytes]:
 
 
 def _names(line: bytes) -> set[str]:
-    try:
-        return set(json.loads(line))
-    except (ValueError, TypeError):  # half a line of a killed writer
-        return set()
+    return set(parse_object(line) or ())
 
 
 def _read(path: pathlib.Path) -> bytes:
     try:
-        return path.read_bytes()
+        with open_regular(path) as file:
+            return file.read()
     except FileNotFoundError:
         return b""
     except OSError as e:

@@ -1,17 +1,21 @@
 """What a sweep came to, in words."""
 
-import json
+import contextlib
 import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from diffusion_policy.common.errors import DataError
+from diffusion_policy.common.json_lines import as_float, parse_object
+from diffusion_policy.common.regular_files import open_regular, read_regular
 from diffusion_policy.multirun.monitor import METRICS_DIR, SUMMARY_NAME
 from diffusion_policy.multirun.status import State, SweepStatus
 from diffusion_policy.multirun.sweep import Sweep
 
 LAST_LINES = 20
 _TAIL_BYTES = 16_384
+MAX_BYTES = 16 * 2**20  # of the metrics
 EXIT_INTERRUPTED = 130
 
 
@@ -66,9 +70,11 @@ def _runs(sweep: Sweep, status: SweepStatus) -> str:
 
 def _metrics(sweep: Sweep) -> str:
     path = sweep.folder / METRICS_DIR / SUMMARY_NAME
-    try:
-        metrics = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+    content: dict = {}
+    with contextlib.suppress(OSError, DataError):
+        content = parse_object(read_regular(path, MAX_BYTES)) or {}
+    metrics = {name: value for name in content if (value := as_float(content[name])) is not None}
+    if not metrics:
         return "No metrics so far: no run has had a rollout."
     width = max(map(len, metrics))
     lines = [f"  {name:<{width}}  {value:.6g}" for name, value in metrics.items()]
@@ -89,10 +95,10 @@ def last_lines(path: pathlib.Path, n: int = LAST_LINES) -> list[str]:
     overwritten what was last to be seen.
     """
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
             text = file.read().decode(errors="replace")
-    except OSError:
+    except (OSError, DataError):
         return []
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in text.split("\n")]
     return [line for line in lines if line.strip()][-n:]

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from diffusion_policy.common.errors import DataError
+from diffusion_policy.common.json_lines import as_count, as_float
 from diffusion_policy.multirun.rollout_log import RolloutLog
 from diffusion_policy.multirun.status import State, SweepStatus
 from diffusion_policy.multirun.sweep import Sweep
@@ -89,12 +90,12 @@ class Progress:
 
 def describe_numbers(training_log: RolloutLog, key: str) -> str:
     """``train_loss=0.0123, test/mean_score=0.845``: the last ones of a log, as far as there are."""
-    numbers = {"train_loss": training_log.last_line.get("train_loss")}
+    numbers = {"train_loss": as_float(training_log.last_line.get("train_loss"))}
     if training_log.rows:
-        numbers[key] = training_log.rows[-1].get(key)
+        numbers[key] = as_float(training_log.rows[-1].get(key))
     return ", ".join(f"{name}={value:.3g}" for name, value in numbers.items() if value is not None)
 
 
 def _n_epochs(cfg: Any) -> int | None:
     training = cfg.get("training") or {}
-    return 2 if training.get("debug") else training.get("num_epochs")
+    return 2 if training.get("debug") else as_count(training.get("num_epochs"))

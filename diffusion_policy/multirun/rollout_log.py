@@ -9,6 +9,8 @@ from typing import Any, BinaryIO
 import pandas as pd
 
 from diffusion_policy.common.errors import DataError
+from diffusion_policy.common.json_lines import as_count, as_float, parse_object
+from diffusion_policy.common.regular_files import open_regular
 
 
 class RolloutLog:
@@ -43,7 +45,8 @@ class RolloutLog:
     @property
     def last_epoch(self) -> int:
         """Epoch of the last complete line, a rollout row or not; -1 if it does not say."""
-        return self.last_line.get("epoch", -1)
+        epoch = as_count(self.last_line.get("epoch"))
+        return -1 if epoch is None else epoch
 
     @property
     def last_line(self) -> dict[str, Any]:
@@ -65,7 +68,7 @@ class RolloutLog:
                 call starts over, so it succeeds when the log is whole again.
         """
         try:
-            with open(self.path, "rb") as file:
+            with open_regular(self.path) as file:
                 if not self._is_continued_in(file):
                     self._start_over()
                     file.seek(0)
@@ -103,10 +106,10 @@ class RolloutLog:
         if not any(key in row for key in self._keys):
             return
         for name in self._columns & row.keys():
-            if not isinstance(row[name], int | float):
+            if as_float(row[name]) is None:
                 raise DataError(
-                    f"A line of {self.path} has {name}={row[name]!r}, and a number is expected; "
-                    "delete that line, or restore the file."
+                    f"A line of {self.path} has {name}={row[name]!r:.40}, and a number is "
+                    "expected; delete that line, or restore the file."
                 )
         step = row.get("global_step")
         while self.rows and step is not None and self.rows[-1].get("global_step", -1) >= step:
@@ -115,11 +118,8 @@ class RolloutLog:
         self.rows.append({name: row[name] for name in row if name in self._columns})
 
     def _parse(self, line: bytes) -> dict[str, Any]:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict):
+        row = parse_object(line)
+        if row is None:
             raise DataError(
                 f"A line of {self.path} is not a JSON object but starts with {line[:40]!r}; delete "
                 "that line, or restore the file."

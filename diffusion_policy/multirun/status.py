@@ -8,13 +8,16 @@ import pathlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.errors import CheckpointError, ConfigError
+from diffusion_policy.common.regular_files import read_regular
 
 log = logging.getLogger(__name__)
 
 STATUS_NAME = "status.json"
+MAX_BYTES = 16 * 2**20
 
 
 class State(StrEnum):
@@ -98,15 +101,19 @@ class SweepStatus:
 
 def _read(path: pathlib.Path) -> dict[str, TaskStatus]:
     try:
-        tasks = json.loads(path.read_bytes())["tasks"]
-        return {
-            name: TaskStatus(**{**task, "state": State(task["state"])})
-            for name, task in tasks.items()
-        }
+        tasks = json.loads(read_regular(path, MAX_BYTES))["tasks"]
+        return {name: _task_status(**task) for name, task in tasks.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ConfigError(
             f"{path} is not the status of a sweep ({error!r}); remove it, then every run is "
             "continued, finished ones too"
         ) from error
+
+
+def _task_status(state: Any, attempts: Any, exit_code: Any, host: Any) -> TaskStatus:
+    fits = isinstance(attempts, int) and isinstance(exit_code, int | None)
+    if not fits or not isinstance(host, str | None):
+        raise TypeError(f"attempts={attempts!r}, exit_code={exit_code!r}, host={host!r}")
+    return TaskStatus(State(state), attempts, exit_code, host)

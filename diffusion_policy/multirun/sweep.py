@@ -15,23 +15,27 @@ import json
 import pathlib
 import re
 import secrets
+import shlex
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.errors import ConfigError
-from diffusion_policy.config.resolvers import register_resolvers, resolve
+from diffusion_policy.common.regular_files import read_regular
+from diffusion_policy.config.compose import compose as compose_as_written
+from diffusion_policy.config.override import check_overrides, override
+from diffusion_policy.config.resolvers import resolve
+from diffusion_policy.config.yaml_files import load_yaml
 from diffusion_policy.multirun.run_command import DATA_LINK, REPOSITORY
 from diffusion_policy.multirun.watch import CONFIG_NAME
 from diffusion_policy.workspace.command_line import CONFIG_DIR, complete_overrides
 
 SWEEP_NAME = "sweep.json"
+MAX_BYTES = 16 * 2**20  # of it
 CONSOLE_NAME = "console.log"
-_SAFE = re.compile(r"[\w./:@%+-]+")  # needs no quotes as a value of Hydra's
 
 
 @dataclass(frozen=True)
@@ -95,29 +99,9 @@ def compose(config_name: str, config_dir: str | None, overrides: Sequence[str]) 
     Raises:
         ConfigError: There is none of that name, or an override does not fit it.
     """
-    import hydra
-    from hydra._internal.hydra import Hydra
-    from hydra._internal.utils import create_config_search_path
-    from hydra.core.config_search_path import SearchPathQuery
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.utils import setup_globals
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-
-    search_path = create_config_search_path(str(CONFIG_DIR))
-    if config_dir is not None:
-        before_schemas = SearchPathQuery(provider="schema")
-        search_path.prepend("command-line", f"file://{REPOSITORY / config_dir}", before_schemas)
-    setup_globals()  # ${now:}
-    register_resolvers()
-    try:
-        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base=None):
-            # As hydra.main with --config-dir: what is shipped is found first.
-            GlobalHydra.instance().clear()
-            Hydra.create_main_hydra2("train", search_path)
-            cfg = hydra.compose(config_name, overrides=complete_overrides(list(overrides)))
-    except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+    check_overrides(overrides)
+    folder = None if config_dir is None else REPOSITORY / config_dir
+    cfg = compose_as_written(config_name, folder, complete_overrides(list(overrides)))
     resolve(cfg)
     return cfg
 
@@ -139,22 +123,10 @@ def create_sweep(
         data_src: Absolute; what ``data`` is for the runs. None: ``data`` of the repository.
 
     Raises:
-        ConfigError: The folder exists.
+        ConfigError: The folder exists, or its name cannot stand in a configuration.
         CheckpointError: The disk refuses.
     """
     folder = _locate(_run_dir(cfg), data_src)
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise ConfigError(
-            f"{folder} exists; continue that sweep with --resume {folder}, or name another folder "
-            "with the override multi_run.run_dir=..."
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"cannot create the folder of the sweep, {folder}: {error.strerror}; name another with "
-            "the override multi_run.run_dir=..."
-        ) from error
     sweep = Sweep(
         folder=folder,
         config_name=config_name,
@@ -165,6 +137,19 @@ def create_sweep(
         name_base=OmegaConf.select(cfg, "multi_run.wandb_name_base") or folder.name,
         tasks=[],
     )
+    sweep = _with_commands(sweep, cfg)
+    try:
+        folder.mkdir(parents=True)
+    except FileExistsError:
+        raise ConfigError(
+            f"{folder} exists; continue that sweep with --resume {shlex.quote(str(folder))}, or "
+            "name another folder with the override multi_run.run_dir=..."
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot create the folder of the sweep, {folder}: {error.strerror}; name another with "
+            "the override multi_run.run_dir=..."
+        ) from error
     return _write(sweep, cfg)
 
 
@@ -176,19 +161,36 @@ def load_sweep(folder: str | pathlib.Path) -> Sweep:
     """
     path = pathlib.Path(folder).absolute() / SWEEP_NAME
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_regular(path, MAX_BYTES))
         tasks = [Task(**task) for task in content.pop("tasks")]
         written_in = content.pop("folder")
         sweep = Sweep(folder=path.parent, tasks=tasks, **content)
+        _check_record(sweep)
     except OSError as error:
         raise ConfigError(
             f"cannot read {path}: {error.strerror}; --resume needs the folder of a sweep, as this "
             "command printed it"
         ) from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not the record of a sweep ({error!r})") from error
     # A folder that was moved: its commands name another one.
     return sweep if written_in == str(sweep.folder) else extend_sweep(sweep, [])
+
+
+def _check_record(sweep: Sweep) -> None:
+    """Names of runs are names of folders in that of the sweep, and commands are words."""
+    texts = [sweep.config_name, sweep.config_dir, sweep.group, sweep.name_base, *sweep.overrides]
+    for task in sweep.tasks:
+        texts += [task.name, *task.command]
+        if not re.fullmatch(r"train_[0-9]+", task.name) or not isinstance(task.command, list):
+            raise ValueError(f"a run {task.name!r} with the command {task.command!r}")
+    numbers = [*sweep.seeds, *(task.seed for task in sweep.tasks)]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("a number, or something else, in the place of a text")
+    if not all(isinstance(number, int) for number in numbers):
+        raise TypeError("a text, or something else, in the place of a seed")
+    if not all(task.command for task in sweep.tasks):
+        raise ValueError("a run without a command")
 
 
 def extend_sweep(sweep: Sweep, overrides: Sequence[str]) -> Sweep:
@@ -197,18 +199,22 @@ def extend_sweep(sweep: Sweep, overrides: Sequence[str]) -> Sweep:
     cfg = compose(sweep.config_name, sweep.config_dir, sweep.overrides)
     if "multi_run" in cfg:
         cfg.multi_run = sweep.config.multi_run  # of another ${now:} now
-    return _write(sweep, cfg)
+    return _write(_with_commands(sweep, cfg), cfg)
 
 
-def _write(sweep: Sweep, cfg: DictConfig) -> Sweep:
-    """Writes what the folder says about the sweep, with the commands that follow from it."""
+def _with_commands(sweep: Sweep, cfg: DictConfig) -> Sweep:
+    """The sweep with the commands that follow from the rest of it."""
     tasks = [
         Task(f"train_{i}", seed, _command(sweep, cfg, i, seed))
         for i, seed in enumerate(sweep.seeds)
     ]
-    sweep = dataclasses.replace(sweep, tasks=tasks)
+    return dataclasses.replace(sweep, tasks=tasks)
+
+
+def _write(sweep: Sweep, cfg: DictConfig) -> Sweep:
+    """Writes what the folder says about the sweep."""
     record = {**dataclasses.asdict(sweep), "folder": str(sweep.folder)}
-    for task in tasks:
+    for task in sweep.tasks:
         sweep.run_dir(task.name).mkdir(exist_ok=True)
     config = OmegaConf.to_yaml(cfg, resolve=True).encode()
     atomic_write(sweep.folder / CONFIG_NAME, lambda file: file.write(config))
@@ -219,15 +225,15 @@ def _write(sweep: Sweep, cfg: DictConfig) -> Sweep:
 
 
 def _command(sweep: Sweep, cfg: DictConfig, index: int, seed: int) -> list[str]:
-    def override(key: str, value: Any) -> str:
+    def own(key: str, value: str | int) -> str:
         parent, _, name = key.rpartition(".")
         is_there = name in (OmegaConf.select(cfg, parent) or {})
-        return f"{'' if is_there else '++'}{key}={_hydra_value(str(value))}"
+        return override(key if is_there else f"++{key}", value)
 
-    own = [override("training.seed", seed)]
+    seeds = [own("training.seed", seed)]
     # A real robot has no seeds; its task would refuse the override.
     if "test_start_seed" in (OmegaConf.select(cfg, "task.env_runner") or {}):
-        own.append(override("task.env_runner.test_start_seed", (seed + 1) * 100_000))
+        seeds.append(own("task.env_runner.test_start_seed", (seed + 1) * 100_000))
     name = f"train_{index}"
     return [
         "python",
@@ -235,18 +241,12 @@ def _command(sweep: Sweep, cfg: DictConfig, index: int, seed: int) -> list[str]:
         f"--config-name={sweep.config_name}",
         f"--config-dir={sweep.config_dir}",
         *sweep.overrides,
-        *own,
-        override("logging.name", f"{sweep.name_base}_{name}"),
-        override("logging.id", f"{sweep.group}_{name}"),
-        override("logging.group", sweep.group),
-        f"hydra.run.dir={_hydra_value(str(sweep.folder / name))}",
+        *seeds,
+        own("logging.name", f"{sweep.name_base}_{name}"),
+        own("logging.id", f"{sweep.group}_{name}"),
+        own("logging.group", sweep.group),
+        override("hydra.run.dir", str(sweep.folder / name)),
     ]
-
-
-def _hydra_value(text: str) -> str:
-    if _SAFE.fullmatch(text):
-        return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _run_dir(cfg: DictConfig) -> pathlib.Path:
@@ -266,15 +266,16 @@ def _locate(run_dir: pathlib.Path, data_src: pathlib.Path | None) -> pathlib.Pat
 
 
 def _read_config(folder: pathlib.Path) -> DictConfig:
-    import yaml
-
-    path = folder / CONFIG_NAME
     try:
-        cfg = OmegaConf.load(path)
-    except (OSError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read {path}, the sweep's configuration: {error}") from error
-    if not isinstance(cfg, DictConfig):
-        raise ConfigError(f"{path} is not a configuration; restore that of the sweep")
+        cfg = load_yaml(folder / CONFIG_NAME)
+    except ConfigError as error:
+        raise ConfigError(f"the sweep's configuration has to be restored: {error}") from error
+    for name in ("training", "logging", "multi_run"):
+        if not isinstance(cfg._get_node(name), DictConfig | None):
+            raise ConfigError(
+                f"{folder / CONFIG_NAME} has a {name} that is no section of keys; restore the "
+                "configuration of the sweep"
+            )
     return cfg
 
 

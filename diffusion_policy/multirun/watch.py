@@ -12,6 +12,9 @@ from diffusion_policy.common.errors import (
     DataError,
     DiffusionPolicyError,
 )
+from diffusion_policy.common.json_lines import as_count
+from diffusion_policy.common.regular_files import read_regular
+from diffusion_policy.config.yaml_files import MAX_BYTES, parse_mapping
 from diffusion_policy.multirun.monitor import METRICS_DIR, MetricsMonitor, seed_folders
 from diffusion_policy.multirun.signals import StopSignals, stop_signals
 from diffusion_policy.workspace.run_logger import Tracker
@@ -80,16 +83,23 @@ def last_rollout_epoch(config: Mapping[str, Any]) -> int:
     Raises:
         ConfigError: If the configuration does not say how long a run is.
     """
-    training = config.get("training") or {}
+    training = section(config, "training")
     if training.get("debug"):  # as TrainWorkspace.apply_debug_limits: two epochs, with rollouts
         return 1
-    n_epochs, every = training.get("num_epochs"), training.get("rollout_every")
-    if isinstance(n_epochs, int) and isinstance(every, int) and min(n_epochs, every) > 0:
+    n_epochs, every = as_count(training.get("num_epochs")), as_count(training.get("rollout_every"))
+    if n_epochs and every:
         return (n_epochs - 1) // every * every
+    found = [f"training.{key}={training.get(key)}" for key in ("num_epochs", "rollout_every")]
     raise ConfigError(
-        f"{CONFIG_NAME} of the sweep has training.num_epochs={n_epochs} and "
-        f"training.rollout_every={every}; --until_done needs two whole numbers above 0 there."
+        f"{CONFIG_NAME} of the sweep has {' and '.join(found)}; --until_done needs two whole "
+        "numbers above 0 there."
     )
+
+
+def section(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """A section of a configuration; empty where there is none."""
+    content = config.get(name)
+    return content if isinstance(content, dict) else {}
 
 
 def _watch(
@@ -113,22 +123,18 @@ def _watch(
 
 def _read_config(sweep_dir: pathlib.Path) -> dict[str, Any]:
     """The configuration of a sweep; for one of Hydra's own, which has none, its first run's."""
-    import yaml
-
     path = sweep_dir / CONFIG_NAME
     of_first_run = seed_folders(sweep_dir)[0] / ".hydra" / CONFIG_NAME
     if not path.exists() and of_first_run.exists():
         path = of_first_run
     try:
-        config = yaml.safe_load(path.read_bytes())
-    except (OSError, yaml.YAMLError) as e:
+        return parse_mapping(read_regular(path, MAX_BYTES), path)
+    except (OSError, DataError, ConfigError) as e:
+        reason = e.strerror if isinstance(e, OSError) else e
         raise ConfigError(
-            f"Cannot read {path} ({str(e).splitlines()[0]}); restore the configuration of the "
-            "sweep, or do without --until_done and --use_wandb."
+            f"Cannot read {path} ({reason}); restore the configuration of the sweep, or do without "
+            "--until_done and --use_wandb."
         ) from e
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path} is not a configuration; restore that of the sweep.")
-    return config
 
 
 def _make_folder(path: pathlib.Path) -> pathlib.Path:
@@ -145,7 +151,7 @@ def _start_wandb(
     metrics_dir: pathlib.Path, config: dict[str, Any], options: Mapping[str, Any]
 ) -> Tracker | None:
     given = {key: value for key, value in options.items() if value is not None}
-    options = {**(config.get("logging") or {}), **given, "resume": True}
+    options = {**section(config, "logging"), **given, "resume": True}
     options.pop("tensorboard", None)
     mode = wandb_mode(options.pop("mode", None))
     return None if mode == "disabled" else start_wandb(metrics_dir, mode, options, config)

@@ -77,7 +77,8 @@ def main(
             serve(report, port, output, announce=click.echo)
         else:
             page = output or pathlib.Path(folders[0], "report.html")
-            click.echo(build_report(folders, page, title, evaluation_dir, max_videos))
+            page = build_report(folders, page, title, evaluation_dir, max_videos)
+            click.echo(click.format_filename(page))
     except DiffusionPolicyError as e:
         raise click.ClickException(str(e)) from e
 

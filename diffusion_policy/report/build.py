@@ -3,6 +3,7 @@
 No request leaves the page, videos included.
 """
 
+import logging
 import os
 import pathlib
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from diffusion_policy.report.run_log import NothingLoggedError
 from diffusion_policy.report.run_page import run_page
 from diffusion_policy.report.shell import section, write_page
 from diffusion_policy.report.sources import Place, find_runs
+
+log = logging.getLogger(__name__)
 
 
 def build_report(
@@ -74,7 +77,7 @@ class Report:
 
     def fingerprint(self) -> tuple:
         """Changes when the page would change. Costs a few calls to the file system per run."""
-        return tuple((place, _fingerprint(place.folder)) for place in find_runs(self._folders))
+        return tuple((place, _fingerprint(place.folder)) for place in self._find())
 
     def page(self, output: pathlib.Path | None, patient: bool = False) -> Page:
         """The page as of now. Runs that have not changed since the last call are not read again.
@@ -87,7 +90,7 @@ class Report:
             DataError: If there is no run in a folder, or the only one cannot be read.
             ConfigError: If there is an ``evaluation_dir`` for several runs.
         """
-        places = find_runs(self._folders)
+        places = self._find()
         links = Links(output)
         if [place.folder for place in places] != self._folders or len(places) != 1:
             if self._evaluation_dir is not None:
@@ -107,6 +110,14 @@ class Report:
             return Page(self._title or place.name, str(e), {"waiting": waiting})
         return run_page(Member(place, run), run, self._title, links, self._max_videos)
 
+    def _find(self) -> list[Place]:
+        try:
+            return find_runs(self._folders)
+        except OSError as e:
+            raise DataError(
+                f"Cannot read {e.filename}: {e.strerror}; make it readable, or leave it out."
+            ) from e
+
     def _load_member(self, place: Place) -> Member:
         try:
             return Member(place, self._load(place))
@@ -119,8 +130,16 @@ class Report:
         fingerprint = _fingerprint(place.folder)
         known, run = self._loaded.get(place.folder, (None, None))
         if run is None or known != fingerprint:
-            run = load_run(place.folder, self._evaluation_dir, place.shared_config)
+            try:
+                run = load_run(place.folder, self._evaluation_dir, place.shared_config)
+            except OSError as e:
+                raise DataError(
+                    f"Cannot read {e.filename or place.folder}: {e.strerror}; make it readable, or "
+                    "leave that run out."
+                ) from e
             self._loaded[place.folder] = fingerprint, run
+            for note in run.notes:
+                log.warning("%s", note)
         return run
 
 

@@ -16,6 +16,7 @@ from diffusion_policy.report.elements import (
     highlight_yaml,
     key_label,
     moment,
+    notes_section,
     state_label,
 )
 from diffusion_policy.report.gallery import choose_videos, videos_section
@@ -53,6 +54,7 @@ def comparison_page(
         title=title or enumerate_words([group.label for group in groups], limit=4),
         subtitle=_subtitle(groups),
         parts={
+            "notes": notes_section([note for group in groups for note in group.notes]),
             "tiles": _tiles(groups),
             "scores": group_scores_section(groups),
             "curves": _curves(groups),

@@ -2,6 +2,7 @@
 
 import datetime
 import html
+import math
 import os
 import pathlib
 import re
@@ -11,6 +12,7 @@ from collections.abc import Sequence
 from diffusion_policy.report.groups import Member
 from diffusion_policy.report.run_data import Run
 from diffusion_policy.report.run_log import Series
+from diffusion_policy.report.shell import section
 
 N_COLORS = 8  # c1 to c8 in report.css
 EMPTY = Series([], [])
@@ -30,8 +32,10 @@ class Links:
         """A link, relative: it works as long as both are moved together."""
         if self._page is None:
             return f'<span title="{html.escape(str(target))}">{html.escape(label)}</span>'
-        relative = os.path.relpath(target.resolve(), self._page.resolve().parent)
-        return f'<a href="{urllib.parse.quote(relative)}">{html.escape(label)}</a>'
+        # The file itself may be a link that leads anywhere, or nowhere.
+        place = target.parent.resolve() / target.name
+        relative = os.path.relpath(place, self._page.parent.resolve())
+        return f'<a href="{urllib.parse.quote(os.fsencode(relative))}">{html.escape(label)}</a>'
 
 
 def group_style(index: int) -> str:
@@ -47,7 +51,7 @@ def key_label(label: str, style: str) -> str:
 
 def bar(fraction: float) -> str:
     """A horizontal bar, filled from 0 to 1."""
-    width = 100 * min(max(fraction, 0.0), 1.0)
+    width = 100 * min(max(fraction, 0.0), 1.0) if math.isfinite(fraction) else 0.0
     return f'<span class="bar"><span style="width:{width:.1f}%"></span></span>'
 
 
@@ -59,6 +63,12 @@ def state_label(member: Member) -> str:
     return f'<span class="state {text.replace(" ", "-")}">{text}</span>{note}'
 
 
+def notes_section(notes: Sequence[str]) -> str:
+    """What is left out of a page, if anything is."""
+    items = "".join(f"<p>{html.escape(note)}</p>" for note in notes)
+    return section("Left out", items) if items else ""
+
+
 def where(run: Run, step: int) -> str:
     """A step in words: its epoch, if it ends one."""
     return f"epoch {run.epochs[step]}" if step in run.epochs else f"step {step:,}"
@@ -66,7 +76,10 @@ def where(run: Run, step: int) -> str:
 
 def moment(timestamp: float) -> str:
     """A time of change in words."""
-    return f"{datetime.datetime.fromtimestamp(timestamp):%Y-%m-%d %H:%M}"
+    try:
+        return f"{datetime.datetime.fromtimestamp(timestamp):%Y-%m-%d %H:%M}"
+    except (ValueError, OverflowError, OSError):  # a file can claim any year
+        return "–"
 
 
 def count(n: int, noun: str) -> str:
@@ -82,5 +95,5 @@ def enumerate_words(words: Sequence[str], limit: int = 6) -> str:
 
 def highlight_yaml(text: str) -> str:
     """Escaped YAML with its keys marked up; the text stays as it is, to be copied."""
-    key = re.compile(r"^(\s*(?:- )*)([\w./-]+)(?=:(?:\s|$))", re.MULTILINE)
+    key = re.compile(r"^([ \t]*(?:- )*)([\w./-]+)(?=:(?:\s|$))", re.MULTILINE)
     return key.sub(r"\1<i>\2</i>", html.escape(text))

@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from diffusion_policy.report.elements import Links
 from diffusion_policy.report.run_data import Episode, Evaluation
 from diffusion_policy.report.shell import section
-
-MAX_VIDEO_BYTES = 32 * 2**20  # embedded in one page; browsers and mail programs stay usable
+from diffusion_policy.report.videos import MAX_VIDEO_BYTES
 
 
 def choose_videos(evaluations: Sequence[Evaluation | None], max_videos: int) -> list[list[Episode]]:
@@ -28,7 +27,7 @@ def choose_videos(evaluations: Sequence[Evaluation | None], max_videos: int) -> 
         for mine, episode in zip(chosen, turn, strict=True):
             if episode is None or episode.video is None or n_videos == max_videos:
                 continue
-            n_bytes += episode.video.stat().st_size
+            n_bytes += episode.video.size
             if n_bytes > MAX_VIDEO_BYTES:
                 return chosen
             mine.append(episode)
@@ -69,7 +68,7 @@ def _gallery(
 ) -> str:
     cards = "".join(_card(episode, number) for episode in chosen)
     rest = [e for e in evaluation.episodes if e.video and e not in chosen]
-    more = ", ".join(links(e.video, f"{e.group} {e.seed}") for e in rest if e.video)
+    more = ", ".join(links(e.video.path, f"{e.group} {e.seed}") for e in rest if e.video)
     return (
         (f"<h3>{heading}</h3>" if heading else "")
         + f'<div class="gallery">{cards}</div>'
@@ -79,7 +78,7 @@ def _gallery(
 
 def _card(episode: Episode, number: int) -> str:
     assert episode.video is not None
-    content = base64.b64encode(episode.video.read_bytes()).decode()
+    content = base64.b64encode(episode.video.read()).decode()
     score = "" if episode.score is None else f"<b>{episode.score:.3f}</b>"
     name = f"{html.escape(episode.group)} {episode.seed}"
     return (

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from diffusion_policy.common.json_lines import as_count
 from diffusion_policy.report.run_config import RunConfig, differing_keys, format_value
 from diffusion_policy.report.run_data import Run
 from diffusion_policy.report.sources import Place
@@ -29,8 +30,9 @@ class Member:
     @property
     def seed(self) -> int | None:
         """Its seed; None if that is written nowhere."""
-        seed = None if self.run is None else self.run.config.get("training.seed")
-        return self.place.seed if self.place.seed is not None or seed is None else seed
+        if self.place.seed is not None or self.run is None:
+            return self.place.seed
+        return as_count(self.run.config.get("training.seed"))
 
     @property
     def state(self) -> str:
@@ -62,6 +64,11 @@ class Group:
     def config(self) -> RunConfig:
         """The settings that they share, as one of them has them; empty if none is known."""
         return next((run.config for run in self.runs if run.config.values), RunConfig())
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences about what is left out of its runs."""
+        return [note for run in self.runs for note in run.notes]
 
     @property
     def sources(self) -> list[pathlib.Path]:

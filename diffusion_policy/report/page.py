@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import dataclass
 
-from diffusion_policy.report.shell import render_page, resource
+from diffusion_policy.report.shell import encodable, render_page, resource
 
 
 @dataclass
@@ -18,7 +18,8 @@ class Page:
     parts: dict[str, str]
 
     def __post_init__(self) -> None:
-        self.parts = {name: part for name, part in self.parts.items() if part}
+        self.title, self.subtitle = encodable(self.title), encodable(self.subtitle)
+        self.parts = {name: encodable(part) for name, part in self.parts.items() if part}
         self.versions = {
             name: hashlib.blake2b(part.encode(), digest_size=8).hexdigest()
             for name, part in self.parts.items()

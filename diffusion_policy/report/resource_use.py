@@ -4,6 +4,7 @@ import html
 from collections.abc import Sequence
 
 from diffusion_policy.common.durations import describe_duration
+from diffusion_policy.common.json_lines import as_count
 from diffusion_policy.report.elements import (
     enumerate_words,
     group_style,
@@ -135,8 +136,7 @@ def _part_style(part: str) -> str:
 
 def _memory(run: Run, what: str) -> int | None:
     memory = run.info.get("memory")
-    value = memory.get(f"{what}_peak_bytes") if isinstance(memory, dict) else None
-    return value if isinstance(value, int) else None
+    return as_count(memory.get(f"{what}_peak_bytes")) if isinstance(memory, dict) else None
 
 
 def _step_time(seconds: float) -> str:

@@ -7,7 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from diffusion_policy.common.errors import DataError
+from diffusion_policy.common.errors import ConfigError, DataError
+from diffusion_policy.common.regular_files import read_regular
+from diffusion_policy.config.yaml_files import MAX_BYTES, parse_mapping
+from diffusion_policy.report.references import References, UnresolvedError
 
 # What says who and where a run is and not what it does: the seed, names, folders, the device.
 NOISE = re.compile(
@@ -15,8 +18,6 @@ NOISE = re.compile(
     r"|training\.(seed|device|resume)"
     r"|task\.env_runner\.test_start_seed"
 )
-# These mean something else, or something private, where a report is written.
-_NOT_RESOLVED = re.compile(r"\$\{\s*(now|hydra|oc\.env)\s*:")
 ABSENT = "–"
 
 
@@ -26,7 +27,7 @@ class RunConfig:
 
     Attributes:
         text: As it is on disk; None if the run has no configuration.
-        values: Resolved as far as possible.
+        values: Resolved as far as that is possible and nobody's secret, see :mod:`.references`.
         formulas: The interpolation, as it was written, of those settings that have one.
     """
 
@@ -38,34 +39,33 @@ class RunConfig:
         return self.values.get(key, default)
 
 
-def read_config(path: pathlib.Path) -> RunConfig:
+def read_config(path: pathlib.Path, folder: pathlib.Path) -> RunConfig:
     """Reads a ``config.yaml``, as composed (with interpolations) or resolved.
+
+    Args:
+        path: The file.
+        folder: Of the run, or sweep, that it has to lie in.
 
     Raises:
         DataError: If it is not a YAML mapping.
     """
-    import yaml
-    from omegaconf import DictConfig, OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    from diffusion_policy.config.resolvers import register_resolvers
-
-    register_resolvers()
+    text = read_regular(path, MAX_BYTES, within=folder)
+    if not text.strip():  # being written, or lost by a crash
+        return RunConfig()
     try:
-        text = path.read_text()
-        tree = OmegaConf.create(text)
-    except (yaml.YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{path} is not valid YAML ({str(e).splitlines()[0]}); restore it.") from e
-    if not isinstance(tree, DictConfig):
-        raise DataError(f"{path} is not a configuration but a list; restore it.")
-    config = RunConfig(text)
-    for keys, value in _leaves(OmegaConf.to_container(tree)):
+        tree = parse_mapping(text, path)
+    except ConfigError as e:
+        raise DataError(str(e)) from e
+    tree = _with_texts_as_keys(tree)
+    references = References(tree)
+    config = RunConfig(text.decode())
+    for keys, value in _leaves(tree):
         name = ".".join(keys)
         formula = json.dumps(value, default=str)
         if "${" not in formula:
             config.values[name] = value
             continue
-        for below, resolved in _leaves(_resolve(tree, keys, value)):
+        for below, resolved in _leaves(_resolve(references, keys, value)):
             config.values[".".join((name, *below))] = resolved
             config.formulas[".".join((name, *below))] = formula
     return config
@@ -106,16 +106,18 @@ def _leaves(tree: Any, above: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
         yield above, tree
 
 
-def _resolve(tree: Any, keys: tuple[str, ...], raw: Any) -> Any:
-    """What an interpolation means, or itself where that cannot be known here."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+def _with_texts_as_keys(tree: Any) -> Any:
+    """YAML has numbers as keys, too; references name them by their texts."""
+    if isinstance(tree, dict):
+        return {str(key): _with_texts_as_keys(value) for key, value in tree.items()}
+    if isinstance(tree, list):
+        return [_with_texts_as_keys(value) for value in tree]
+    return tree
 
-    if _NOT_RESOLVED.search(str(raw)):
-        return raw
+
+def _resolve(references: References, keys: tuple[str, ...], raw: Any) -> Any:
+    """What a setting means, or itself where that cannot be known, or told, here."""
     try:
-        for key in keys:
-            tree = tree[key]
-        return OmegaConf.to_container(tree, resolve=True) if OmegaConf.is_config(tree) else tree
-    except (OmegaConfBaseException, KeyError, ValueError, TypeError):
+        return references.resolve(keys)
+    except UnresolvedError:
         return raw

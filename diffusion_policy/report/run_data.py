@@ -1,32 +1,37 @@
 """Everything a report says about one training run, read from its folder."""
 
-import json
 import os
 import pathlib
 import re
 import shlex
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from diffusion_policy.common.errors import DataError
-from diffusion_policy.common.json_logger import iter_json_log
+from diffusion_policy.common.errors import ConfigError, DataError
+from diffusion_policy.common.json_lines import as_count, as_finite, as_float, parse_object
+from diffusion_policy.common.regular_files import read_regular
 from diffusion_policy.config.job import job_arguments
+from diffusion_policy.config.yaml_files import MAX_BYTES, parse_yaml
 from diffusion_policy.report.run_config import RunConfig, read_config
 from diffusion_policy.report.run_log import (
+    LARGEST,
+    OddLines,
     RunLog,
     Series,
     Times,
+    iter_rows,
     read_log,
     read_times,
     to_series,
 )
+from diffusion_policy.report.videos import Video, find_video
 from diffusion_policy.workspace.run_logger import INFO_NAME, LOG_NAME, MEDIA_NAME, TIMES_NAME
 
 CONFIG_PATH = pathlib.Path(".hydra", "config.yaml")  # in the folder of a run
 EVALUATION_NAME = "eval_log.json"
 CHECKPOINTS_NAME = "checkpoints"
-# Overrides that say where a run is, or which others were started with it.
+MAX_JSON_BYTES = 16 * 2**20
 # What is read of a run's folder, which changes as the run goes on.
 INPUT_NAMES = (
     LOG_NAME,
@@ -38,7 +43,7 @@ INPUT_NAMES = (
     CONFIG_PATH,
 )
 SCORE_KEY = re.compile(r"(?P<group>.+)/mean_score")
-EPISODE_KEY = re.compile(r"(?P<group>.+)/sim_(?P<what>max_reward|video)_(?P<seed>\d+)")
+EPISODE_KEY = re.compile(r"(?P<group>.+)/sim_(?P<what>max_reward|video)_(?P<seed>[0-9]{1,18})")
 
 
 @dataclass
@@ -48,7 +53,7 @@ class Episode:
     group: str
     seed: int
     score: float | None = None
-    video: pathlib.Path | None = None
+    video: Video | None = None
 
 
 @dataclass
@@ -65,7 +70,8 @@ class Run:
     """A training run as its folder tells it. What the folder lacks is empty or None.
 
     ``last`` is the newest record; ``epochs`` maps the last step of each epoch to that epoch;
-    ``info`` is ``run_info.json``; ``written`` is when the log was written last, in seconds.
+    ``info`` is ``run_info.json``; ``written`` is when the log was written last, in seconds;
+    ``notes`` are sentences about what is left out.
     """
 
     folder: pathlib.Path
@@ -80,6 +86,7 @@ class Run:
     written: float
     config: RunConfig
     command: str | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def last_step(self) -> int:
@@ -94,20 +101,18 @@ class Run:
     @property
     def n_epochs(self) -> int | None:
         """How many epochs the run is to have, if its configuration is there."""
-        n_epochs = self.config.get("training.num_epochs")
-        return n_epochs if isinstance(n_epochs, int) else None
+        return as_count(self.config.get("training.num_epochs"))
 
     @property
     def seconds(self) -> float | None:
         """For how long it has trained, all sessions together."""
-        seconds = self.info.get("seconds")
-        return seconds if isinstance(seconds, int | float) else None
+        seconds = as_finite(self.info.get("seconds"))
+        return seconds if seconds is not None and 0 <= seconds < LARGEST else None
 
     @property
     def sessions(self) -> int | None:
         """How many times it was started."""
-        sessions = self.info.get("sessions")
-        return sessions if isinstance(sessions, int) else None
+        return as_count(self.info.get("sessions"))
 
     @property
     def score_keys(self) -> list[str]:
@@ -147,26 +152,32 @@ def load_run(
     """
     folder = pathlib.Path(folder)
     log = read_log(folder)
-    paths = (folder / CONFIG_PATH, shared_config)
-    config_path = next((path for path in paths if path is not None and path.exists()), None)
-    return Run(
+    odd = {name: OddLines(folder / name) for name in (MEDIA_NAME, TIMES_NAME)}
+    config = RunConfig()
+    if (folder / CONFIG_PATH).exists():
+        config = read_config(folder / CONFIG_PATH, folder)
+    elif shared_config is not None and shared_config.exists():
+        config = read_config(shared_config, shared_config.parent)
+    run = Run(
         folder=folder,
         last=log.last,
         series={key: to_series(values) for key, values in log.values.items()},
         train_loss_means=to_series(log.train_loss_means()),
         epochs={step: epoch for epoch, step in log.epoch_ends.items()},
-        evaluation=_find_evaluation(folder, evaluation_folder, log),
+        evaluation=_find_evaluation(folder, evaluation_folder, log, odd[MEDIA_NAME]),
         checkpoints=sorted((folder / CHECKPOINTS_NAME).glob("*.ckpt")),
         info=read_json(folder / INFO_NAME) if (folder / INFO_NAME).exists() else {},
-        times=read_times(folder, log.epoch_ends),
+        times=read_times(folder, log.epoch_ends, odd[TIMES_NAME]),
         written=(folder / LOG_NAME).stat().st_mtime,
-        config=RunConfig() if config_path is None else read_config(config_path),
+        config=config,
         command=_reproduce_command(folder),
     )
+    run.notes = [*log.notes, *(sentence for lines in odd.values() for sentence in lines.sentences)]
+    return run
 
 
 def _find_evaluation(
-    folder: pathlib.Path, evaluation_folder: str | os.PathLike | None, log: RunLog
+    folder: pathlib.Path, evaluation_folder: str | os.PathLike | None, log: RunLog, odd: OddLines
 ) -> Evaluation | None:
     path = pathlib.Path(evaluation_folder or folder)
     path = path / EVALUATION_NAME if path.is_dir() else path
@@ -176,15 +187,13 @@ def _find_evaluation(
         return None
     row = log.evaluation
     origin = f"epoch {row['epoch']}" if "epoch" in row else f"step {row.get('global_step', '?')}"
-    return _make_evaluation(origin, row | _videos_of(folder, row), folder)
+    return _make_evaluation(origin, row | _videos_of(folder, row, odd), folder)
 
 
-def _videos_of(folder: pathlib.Path, row: dict[str, Any]) -> dict[str, str]:
-    if not (folder / MEDIA_NAME).exists():
-        return {}
+def _videos_of(folder: pathlib.Path, row: dict[str, Any], odd: OddLines) -> dict[str, Any]:
     same_step = [
         media
-        for media in iter_json_log(folder / MEDIA_NAME)
+        for media in iter_rows(folder / MEDIA_NAME, folder, odd)
         if media.get("global_step") == row.get("global_step")
     ]
     return {k: v for media in same_step for k, v in media.items() if EPISODE_KEY.fullmatch(k)}
@@ -199,11 +208,11 @@ def _make_evaluation(origin: str, row: dict[str, Any], folder: pathlib.Path) -> 
             where = match["group"], int(match["seed"])
             episode = episodes.setdefault(where, Episode(*where))
             if match["what"] == "video":
-                episode.video = _first_existing(_candidates(str(value), folder))
+                episode.video = find_video(value, folder)
             else:
-                episode.score = float(value)
-        elif "/" in key and isinstance(value, int | float):
-            metrics[key] = float(value)
+                episode.score = as_finite(value)
+        elif "/" in key and (number := as_float(value)) is not None:
+            metrics[key] = number
     order = sorted(episodes.values(), key=lambda e: (e.group != "test", e.group, e.seed))
     return Evaluation(origin, dict(sorted(metrics.items(), key=_tests_first)), order)
 
@@ -212,29 +221,19 @@ def _tests_first(item: tuple[str, float]) -> tuple[bool, str]:
     return not item[0].startswith("test/"), item[0]
 
 
-def _candidates(path: str, folder: pathlib.Path) -> Iterable[pathlib.Path]:
-    """Where a video may lie: as written, or, if the folder was moved, in its media folder."""
-    if path.endswith(".mp4"):
-        yield folder / path
-        yield pathlib.Path(path)
-        yield folder / "media" / pathlib.Path(path).name
-
-
-def _first_existing(paths: Iterable[pathlib.Path]) -> pathlib.Path | None:
-    return next((path for path in paths if path.is_file()), None)
-
-
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a file.
+    """The object in a file, which has to lie in its folder.
 
     Raises:
         DataError: If it cannot be read, or is no object.
     """
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as e:
-        raise DataError(f"Cannot read {path}: {e}; restore the file or leave it out.") from e
-    if not isinstance(content, dict):
+        content = parse_object(read_regular(path, MAX_JSON_BYTES, within=path.parent))
+    except OSError as e:
+        raise DataError(
+            f"Cannot read {path}: {e.strerror}; restore the file or leave it out."
+        ) from e
+    if content is None:
         raise DataError(f"{path} is not a JSON object; restore the file or leave it out.")
     return content
 
@@ -243,17 +242,20 @@ def _reproduce_command(folder: pathlib.Path) -> str | None:
     """The command line that made the run, alone and without its output folder: a repetition needs
     its own.
     """
-    import yaml
-
     path = folder / ".hydra" / "overrides.yaml"
     hydra_path = folder / ".hydra" / "hydra.yaml"
     if not (path.exists() and hydra_path.exists()):
         return None
     try:
-        overrides = yaml.safe_load(path.read_text()) or []
-        hydra = yaml.safe_load(hydra_path.read_text())["hydra"]
-        return shlex.join(["python", "train.py", *job_arguments(hydra, overrides)])
-    except (yaml.YAMLError, KeyError, TypeError) as e:
+        overrides, hydra = (
+            parse_yaml(read_regular(file, MAX_BYTES, within=folder), file)
+            for file in (path, hydra_path)
+        )
+        arguments = job_arguments(hydra["hydra"], overrides or [])
+        return shlex.join(["python", "train.py", *arguments])
+    except ConfigError as e:
+        raise DataError(str(e)) from e
+    except (LookupError, TypeError, AttributeError) as e:
         raise DataError(
             f"{path.parent} does not have the files that Hydra writes ({e!r}); restore it, or "
             "remove it."

@@ -1,22 +1,21 @@
 """The log and the times of one training run as columns, each file read once."""
 
-import itertools
-import json
-import os
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from diffusion_policy.common.errors import DataError
-from diffusion_policy.common.json_logger import iter_json_log
+from diffusion_policy.common.json_lines import as_count, as_finite, iter_objects
+from diffusion_policy.common.regular_files import open_regular
 from diffusion_policy.workspace.run_logger import LOG_NAME, TIMES_NAME
 from diffusion_policy.workspace.stopwatch import PREFIX as TIME_PREFIX
 
 AXES = ("global_step", "epoch")
-BLOCK_LINES = 1000
+MAX_METRICS = 1_000
+LARGEST, SMALLEST = 1e100, 1e-100  # what a chart can show; a diverged loss is as good as infinite
 
 
 class NothingLoggedError(DataError):
@@ -31,6 +30,29 @@ class Series:
     values: list[float]
 
 
+class OddLines:
+    """What is left out of a file, in one sentence."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        self._first = ""
+        self._n = 0
+
+    def add(self, number: int, reason: str) -> None:
+        """Notes that a line is left out."""
+        self._first = self._first or f"Line {number} of {self._path} {reason}"
+        self._n += 1
+
+    @property
+    def sentences(self) -> list[str]:
+        """One, or none."""
+        if self._n == 0:
+            return []
+        others = {1: "", 2: ", and so is another line"}
+        more = others.get(self._n, f", and so are {self._n - 1:,} other lines")
+        return [f"{self._first}; it is left out{more}."]
+
+
 @dataclass
 class RunLog:
     """The log by columns. Of repeated steps (a run resumed by other means) the last one counts.
@@ -40,12 +62,14 @@ class RunLog:
         epoch_ends: the last step of every epoch so far, by epoch.
         last: the newest record.
         evaluation: the newest record with metrics of rollouts.
+        notes: sentences about what is left out.
     """
 
     values: dict[str, dict[int, float]] = field(default_factory=dict)
     epoch_ends: dict[int, int] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, row: dict[str, Any], step: int) -> None:
         columns = self.values
@@ -56,7 +80,7 @@ class RunLog:
                     continue
             if key in columns:
                 columns[key][step] = value
-            elif key not in AXES:
+            elif key not in AXES and len(columns) < MAX_METRICS:
                 columns[key] = {step: value}
         self.epoch_ends[row.get("epoch", 0)] = step
         self.last = row
@@ -91,61 +115,102 @@ class Times:
 
 
 def read_log(folder: pathlib.Path) -> RunLog:
-    """Reads ``logs.json.txt``. Lines at its end that a crash damaged do not count.
+    """Reads ``logs.json.txt``; odd lines are left out.
 
     Raises:
         NothingLoggedError: If there is no log, or no complete line in it yet.
-        DataError: If it is damaged.
+        DataError: If it is no file of the run.
     """
-    log = RunLog()
-    rows = _rows(folder / LOG_NAME) if (folder / LOG_NAME).exists() else ()
-    for number, row in enumerate(rows):
-        log.add(row, int(row.get("global_step", number)))
+    log, path = RunLog(), folder / LOG_NAME
+    odd = OddLines(path)
+    for n_rows, row in enumerate(iter_rows(path, folder, odd)):
+        log.add(row, row.get("global_step", n_rows))
+    log.notes += odd.sentences
+    if len(log.values) >= MAX_METRICS:
+        log.notes.append(f"Of the metrics in {path}, the first {MAX_METRICS:,} are shown.")
     if not log.last:
         raise NothingLoggedError(
-            f"{folder / LOG_NAME} has no complete line yet; wait for the first training step, or "
-            "name another run."
+            " ".join(
+                [
+                    f"{path} has no complete line yet; wait for the first training step, or name "
+                    "another run.",
+                    *odd.sentences,
+                ]
+            )
         )
     return log
 
 
-def read_times(folder: pathlib.Path, epoch_ends: dict[int, int]) -> Times | None:
+def read_times(folder: pathlib.Path, epoch_ends: dict[int, int], odd: OddLines) -> Times | None:
     """Sums up ``times.json.txt``; None if there is none. Of repeated epochs the last line counts.
 
     Args:
         folder: Of the run.
         epoch_ends: The last step of every epoch, which says how many steps an epoch has.
+        odd: Gets the lines that are left out.
 
     Raises:
-        DataError: If the file is damaged.
+        DataError: If it is no file of the run.
     """
-    if not (folder / TIMES_NAME).exists():
-        return None
-    epochs = {row.get("epoch", n): row for n, row in enumerate(_rows(folder / TIMES_NAME))}
+    rows = iter_rows(folder / TIMES_NAME, folder, odd)
+    epochs = {row.get("epoch", n): row for n, row in enumerate(rows)}
     seconds: dict[str, float] = {}
     for row in epochs.values():
         for key, value in row.items():
-            if key.startswith(TIME_PREFIX) and isinstance(value, int | float):
+            spent = as_finite(value) if key.startswith(TIME_PREFIX) else None
+            if spent is not None and 0 <= spent < LARGEST:
                 part = key.removeprefix(TIME_PREFIX)
-                seconds[part] = seconds.get(part, 0.0) + value
+                seconds[part] = seconds.get(part, 0.0) + spent
     if not seconds:
         return None
     lengths = _epoch_lengths(epoch_ends)
     n_steps = sum(lengths.get(epoch, 0) for epoch in epochs)
-    order = sorted(seconds.items(), key=lambda item: -item[1])
-    return Times(dict(order), n_steps)
+    order = sorted(seconds.items(), key=lambda item: -item[1])[:MAX_METRICS]
+    return Times(dict(order), max(n_steps, 0))
+
+
+def iter_rows(path: pathlib.Path, folder: pathlib.Path, odd: OddLines) -> Iterator[dict[str, Any]]:
+    """The records of a file of JSON lines, whose steps and epochs are whole numbers; none if there
+    is no such file.
+
+    Args:
+        path: The file.
+        folder: Of the run, in which it has to lie.
+        odd: Gets the lines that are left out.
+
+    Raises:
+        DataError: If it is no regular file there.
+    """
+    try:
+        file = open_regular(path, within=folder)
+    except FileNotFoundError:
+        return
+    with file:
+        for number, row in iter_objects(file, odd.add):
+            for axis in AXES:
+                if axis in row:
+                    count = as_count(row[axis])
+                    if count is None:
+                        found = f"{row[axis]!r:.40}"
+                        odd.add(number, f"has {axis}={found}, and a whole number is expected")
+                        break
+                    row[axis] = count
+            else:
+                yield row
 
 
 def to_series(values: dict[int, float]) -> Series:
     """The finite values, by step."""
     try:
         numbers = np.fromiter(values.values(), float, len(values))
-    except (TypeError, ValueError):  # other programs log words and null, too
-        values = {step: v for step, v in values.items() if isinstance(v, int | float)}
+    except (TypeError, ValueError, OverflowError):  # other programs log words and null, too
+        finite = {step: as_finite(value) for step, value in values.items()}
+        values = {step: value for step, value in finite.items() if value is not None}
         numbers = np.fromiter(values.values(), float, len(values))
     steps = np.fromiter(values, int, len(values))
     order = np.argsort(steps, kind="stable")
-    order = order[np.isfinite(numbers[order])]
+    order = order[np.abs(numbers[order]) < LARGEST]  # neither NaN
+    numbers[np.abs(numbers) < SMALLEST] = 0.0
     return Series(steps[order].tolist(), numbers[order].tolist())
 
 
@@ -154,45 +219,3 @@ def _epoch_lengths(epoch_ends: dict[int, int]) -> dict[int, int]:
     for epoch, end in sorted(epoch_ends.items()):
         lengths[epoch], before = end - before, end
     return lengths
-
-
-def _rows(path: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """The records of a file, many at a time: a call of the parser costs more than a short line."""
-    n_rows = 0
-    with open(path, "rb") as file:
-        while lines := list(itertools.islice(file, BLOCK_LINES)):
-            rows = _parse_block(line for line in lines if line.endswith(b"\n") and line.strip())
-            if rows is None:
-                break
-            yield from rows
-            n_rows += len(rows)
-        else:
-            return
-    try:  # something is damaged: line by line, with a sentence about it
-        yield from itertools.islice(iter_json_log(path), n_rows, None)
-    except DataError:
-        if _ends_with_a_record(path):
-            raise
-
-
-def _parse_block(lines: Iterable[bytes]) -> list[dict[str, Any]] | None:
-    """One object per line, or None if that is not what they are."""
-    lines = list(lines)
-    try:
-        rows = json.loads(b"[%s]" % b",".join(lines))
-    except ValueError:
-        return None
-    is_whole = len(rows) == len(lines) and all(type(row) is dict for row in rows)
-    return rows if is_whole else None
-
-
-def _ends_with_a_record(path: pathlib.Path) -> bool:
-    """Whether the last complete line is whole: then damage before it is not that of a crash."""
-    with open(path, "rb") as file:
-        file.seek(-min(os.fstat(file.fileno()).st_size, 2**20), os.SEEK_END)
-        tail = file.read()
-    lines = tail[: tail.rfind(b"\n") + 1].split(b"\n")
-    try:
-        return isinstance(json.loads(next(line for line in reversed(lines) if line.strip())), dict)
-    except (ValueError, StopIteration):
-        return False

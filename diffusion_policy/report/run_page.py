@@ -11,6 +11,7 @@ from diffusion_policy.report.elements import (
     bar,
     highlight_yaml,
     moment,
+    notes_section,
     where,
 )
 from diffusion_policy.report.gallery import anchor, choose_videos, videos_section
@@ -39,6 +40,7 @@ def run_page(member: Member, run: Run, title: str | None, links: Links, max_vide
         title=title or member.place.name,
         subtitle=_subtitle(run),
         parts={
+            "notes": notes_section(run.notes),
             "tiles": _tiles(run),
             "rollouts": videos_section([("", run.evaluation, embedded)], links, note),
             "curves": _curves(run),
@@ -143,14 +145,17 @@ def _episode_row(episode: Episode, embedded: list[Episode], links: Links) -> lis
     if episode in embedded:
         video = f'<a href="#{anchor(episode)}" data-play="{anchor(episode)}">play</a>'
     elif episode.video is not None:
-        video = links(episode.video, "file")
+        video = links(episode.video.path, "file")
     return [html.escape(episode.group), str(episode.seed), score, video]
 
 
 def _checkpoints(run: Run, links: Links) -> str:
     rows = []
     for path in run.checkpoints:
-        stat = path.stat()
+        try:
+            stat = path.stat()
+        except OSError:  # displaced meanwhile, or a link that leads nowhere
+            continue
         size = number_cell(stat.st_size, f"{stat.st_size / 1e6:,.1f} MB")
         rows.append([links(path, path.name), size, moment(stat.st_mtime)])
     return section("Checkpoints", table(["File", "Size", "Written"], rows)) if rows else ""

@@ -107,6 +107,10 @@ class _Server(http.server.ThreadingHTTPServer):
         if self.server_port == 80:
             self.hosts |= names
 
+    def handle_error(self, request: object, client_address: object) -> None:
+        # A browser that goes away in the middle of an answer is no news for the terminal.
+        log.debug("no answer to %s", client_address, exc_info=True)
+
     def server_bind(self) -> None:
         # Not that of HTTPServer, which looks for the name of this machine, perhaps for seconds.
         socketserver.TCPServer.server_bind(self)

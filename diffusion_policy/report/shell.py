@@ -40,7 +40,7 @@ def render_page(
     """
     written = datetime.datetime.now().strftime("%Y-%m-%d %H:%M")
     made = f"Written on {written} by <code>python -m {module}</code>."
-    return string.Template(resource("diffusion_policy.report", "report.html")).substitute(
+    page = string.Template(resource("diffusion_policy.report", "report.html")).substitute(
         policy=content_policy(js, served),
         title=html.escape(title),
         subtitle=html.escape(subtitle),
@@ -49,6 +49,14 @@ def render_page(
         body=body,
         footer="" if served else f"{made} This page needs no network.",
     )
+    return encodable(page)
+
+
+def encodable(text: str) -> str:
+    """The text without the halves of characters that JSON can have, and file names of other
+    encodings: they are written out.
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def content_policy(js: str, served: bool = False) -> str:
@@ -74,7 +82,10 @@ def write_page(output: pathlib.Path, page: str) -> None:
     """
     temporary = output.with_name(output.name + ".partial")
     try:
-        temporary.write_text(page, encoding="utf-8")
+        # The folder may be somebody else's, who could have put a link there.
+        temporary.unlink(missing_ok=True)
+        with open(temporary, "x", encoding="utf-8") as file:
+            file.write(page)
         os.replace(temporary, output)
     except OSError as e:
         raise DiffusionPolicyError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from diffusion_policy.common.errors import DataError
+from diffusion_policy.common.json_lines import as_count
 from diffusion_policy.multirun.monitor import seed_folders
 from diffusion_policy.multirun.status import STATUS_NAME, State
 from diffusion_policy.multirun.sweep import SWEEP_NAME
@@ -79,26 +80,33 @@ def _runs_in(folder: pathlib.Path) -> list[Place]:
 
 
 def _sweep(folder: pathlib.Path, seeds: list[pathlib.Path]) -> list[Place]:
-    status = _optional(folder / STATUS_NAME).get("tasks", {})
-    tasks = _optional(folder / SWEEP_NAME).get("tasks", [])
-    known_seeds = {task["name"]: task["seed"] for task in tasks}
+    status = _optional(folder / STATUS_NAME).get("tasks")
+    tasks = _optional(folder / SWEEP_NAME).get("tasks")
     return [
         Place(
             path,
             folder,
-            seed=known_seeds.get(path.name),
-            **_describe(status.get(path.name, {})),
+            seed=_seed(tasks, path.name),
+            **_describe(status.get(path.name) if isinstance(status, dict) else None),
         )
         for path in seeds
     ]
 
 
-def _describe(task: dict[str, Any]) -> dict[str, Any]:
+def _seed(tasks: Any, name: str) -> int | None:
+    """That of a run in the record of its sweep."""
+    for task in tasks if isinstance(tasks, list) else ():
+        if isinstance(task, dict) and task.get("name") == name:
+            return as_count(task.get("seed"))
+    return None
+
+
+def _describe(task: Any) -> dict[str, Any]:
     """State and note of a run from its entry in ``status.json``."""
-    if task.get("state") not in set(State):
+    if not isinstance(task, dict) or task.get("state") not in list(State):
         return {}
     notes = [f"on {task['host']}"] if task.get("host") else []
-    if (task.get("attempts") or 0) > 1:
+    if (as_count(task.get("attempts")) or 0) > 1:
         notes.append(f"attempt {task['attempts']}")
     if task["state"] == State.FAILED and task.get("exit_code") is not None:
         notes.append(f"exit code {task['exit_code']}")

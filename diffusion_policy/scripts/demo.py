@@ -7,6 +7,7 @@ Interrupted, it continues where it stopped when started again.
 
 import json
 import pathlib
+import shlex
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ REPOSITORY = pathlib.Path(__file__).resolve().parents[2]
 def run_script(name: str, *arguments: str) -> None:
     """Runs a top-level command line, as a user would; ends with its exit code if it fails."""
     command = [sys.executable, str(REPOSITORY / name), *arguments]
-    click.secho("$ python " + " ".join([name, *arguments]), fg="cyan")
+    click.secho("$ python " + shlex.join([name, *arguments]), fg="cyan")
     code = subprocess.call(command)
     if code != 0:
         sys.exit(code)
@@ -31,10 +32,12 @@ def run_script(name: str, *arguments: str) -> None:
 @click.option("--n-test", default=50, show_default=True, help="Unseen environments to evaluate in.")
 @click.argument("overrides", nargs=-1)
 def main(run_dir: str, config_name: str, n_test: int, overrides: tuple[str, ...]) -> None:
+    from diffusion_policy.config.override import override
     from diffusion_policy.report.build import build_report
 
     start = time.monotonic()
-    run_script("train.py", f"--config-name={config_name}", f"hydra.run.dir={run_dir}", *overrides)
+    place = override("hydra.run.dir", run_dir)
+    run_script("train.py", f"--config-name={config_name}", place, *overrides)
     trained = time.monotonic()
     evaluation = pathlib.Path(run_dir) / "eval"
     run_script(

@@ -263,7 +263,12 @@ def fetch(
         verify_content(target, published)
         return target
     url = url or published.url
-    archive = output_dir / url.rpartition("/")[2]
+    name = url.rpartition("/")[2]
+    if name in ("", ".", ".."):
+        raise DataError(
+            f"{url} does not end in the name of a file; give the address of the zip archive itself"
+        )
+    archive = output_dir / name
     if not archive.exists():
         download(url, archive)
     if checksum := sha256 or published.sha256:

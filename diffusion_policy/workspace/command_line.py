@@ -10,13 +10,20 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 import diffusion_policy.config
 from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError
 from diffusion_policy.config.checks import check_num_processes
 from diffusion_policy.config.hydra_node import check_hydra_node
 from diffusion_policy.config.job import job_arguments
+from diffusion_policy.config.override import (
+    check_current_folder,
+    check_overrides,
+    is_override_of,
+    override,
+    with_overrides,
+)
 from diffusion_policy.config.resolvers import plain, resolve
 from diffusion_policy.config.targets import (
     TargetPolicy,
@@ -42,8 +49,8 @@ OPTIONS = {
     "logging.tensorboard": "True: write tensorboard/ as well  [False]",
 }
 _OPTION = re.compile("(" + "|".join(map(re.escape, OPTIONS)) + ")=")
-_JOB_NAME = "hydra.job.name="
-_CHECK_DIRECTORY = "++hydra.callbacks.run_directory._target_="
+_JOB_NAME, _RUN_DIR = "hydra.job.name", "hydra.run.dir"
+_CALLBACK = "hydra.callbacks.run_directory._target_"
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 SAME_MISTAKE_S = 3.0
 
@@ -85,9 +92,11 @@ def run_hydra(config_name: str | None = None) -> None:
 
     given = list(sys.argv)
     with errors_as_sentences():
+        check_current_folder()
         arguments = complete_overrides(take_target_options(given[1:]))
+        check_overrides(arguments)
         _check_files(arguments, config_name)
-    sys.argv[1:] = _check_directory(_name_job(arguments, pathlib.Path(given[0]).stem))
+    sys.argv[1:] = _with_ours(arguments, pathlib.Path(given[0]).stem)
     run = hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name=config_name)(train)
     with errors_as_sentences(), command_of_sweep(given):
         run()
@@ -131,23 +140,25 @@ def _check_files(arguments: list[str], config_name: str | None) -> None:
     check_hydra_node(name, folder, given.overrides, is_sweep=given.multirun)
 
 
-def _name_job(arguments: list[str], name: str) -> list[str]:
-    """Names the job, and its log file, after the script; Hydra would name it after this module."""
-    return _with_override(arguments, _JOB_NAME, name)
+def _ours(name: str) -> dict[str, str]:
+    """Overrides of Hydra's own configuration that every command line gets, by key."""
+    return {
+        # The job, and its log file, have the name of the script; Hydra's would be this module's.
+        _JOB_NAME: override(_JOB_NAME, name),
+        # Hydra asks for the run directory before it makes it, or writes into it.
+        _CALLBACK: override(
+            f"++{_CALLBACK}", "diffusion_policy.workspace.run_directory.CheckRunDirectory"
+        ),
+    }
 
 
-def _check_directory(arguments: list[str]) -> list[str]:
-    """Lets Hydra ask for the run directory before it makes it, or writes into it."""
-    target = "diffusion_policy.workspace.run_directory.CheckRunDirectory"
-    return _with_override(arguments, _CHECK_DIRECTORY, target)
-
-
-def _with_override(arguments: list[str], key: str, value: str) -> list[str]:
-    if any(argument.startswith(key) for argument in arguments):
-        return arguments
-    overrides = [i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")]
-    where = overrides[0] if overrides else len(arguments)  # all overrides have to stand together
-    return [*arguments[:where], key + value, *arguments[where:]]
+def _with_ours(arguments: list[str], name: str) -> list[str]:
+    missing = [
+        text
+        for key, text in _ours(name).items()
+        if not any(is_override_of(key, argument) for argument in arguments)
+    ]
+    return with_overrides(arguments, missing)
 
 
 def train(cfg: DictConfig) -> None:
@@ -179,8 +190,9 @@ def _run_or_launch(cfg: DictConfig, job: Any) -> None:
     if n_processes == process_count():
         _run(cfg, output_dir)
     elif process_count() == 1:
-        arguments = job_arguments(job, list(job.overrides.task))
-        arguments += [f"hydra.run.dir={output_dir}", f"{_JOB_NAME}{job.job.name}"]
+        hydra: Any = OmegaConf.to_container(job)
+        arguments = job_arguments(hydra, hydra["overrides"]["task"])
+        arguments += [override(_RUN_DIR, output_dir), override(_JOB_NAME, job.job.name)]
         sys.exit(launch(n_processes, arguments))
     else:
         raise ConfigError(
@@ -224,16 +236,23 @@ def _hint_when_interrupted(output_dir: str | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if output_dir is not None and not is_launched_by_us():
-            override = f"hydra.run.dir={output_dir}"
-            if process_count() == 1:
-                ours = (_JOB_NAME, _CHECK_DIRECTORY, "hydra.run.dir=")
-                arguments = [a for a in sys.argv if not a.startswith(ours)]
-                arguments += current_policy().words
-                command = shlex.join(["python", *arguments, override])
-                sys.stderr.write(f"\ninterrupted; this continues the run: {command}\n")
-            else:
-                sys.stderr.write(f"\ninterrupted; the same command with {override} continues\n")
+            sys.stderr.write(f"\ninterrupted; {_how_to_continue(output_dir)}\n")
         sys.exit(130)
+
+
+def _how_to_continue(output_dir: str) -> str:
+    try:
+        run_dir = override(_RUN_DIR, output_dir)
+    except ConfigError:  # bytes that are no text: nothing that is printed could be pasted
+        return f"the same command with {_RUN_DIR} at {output_dir!r} continues"
+    if process_count() > 1:
+        return f"the same command with {shlex.quote(run_dir)} continues"
+    script, *arguments = sys.argv
+    ours = _ours(pathlib.Path(script).stem).values()
+    given = [a for a in arguments if not (a in ours or is_override_of(_RUN_DIR, a))]
+    words = [*with_overrides(given, [run_dir]), *current_policy().words]
+    command = shlex.join(["python", script, *words])
+    return f"this continues the run: {command}"
 
 
 def run_as_script(module_file: str) -> None:

@@ -24,6 +24,7 @@ from omegaconf import OmegaConf
 
 from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError
 from diffusion_policy.common.orphans import die_with_parent
+from diffusion_policy.config.override import is_override_of
 from diffusion_policy.workspace.launch import process_count
 
 logger = logging.getLogger(__name__)
@@ -93,10 +94,9 @@ def command_of_sweep(arguments: list[str]) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        command = shlex.join(["python", *arguments])
-        if not any(argument.startswith("hydra.sweep.dir=") for argument in arguments):
-            command += " hydra.sweep.dir=<folder of this sweep>"
-        hint = f"interrupted; this continues the sweep: {command}"
+        has_dir = any(is_override_of("hydra.sweep.dir", argument) for argument in arguments)
+        which = "this" if has_dir else "with hydra.sweep.dir=<folder of this sweep> this"
+        hint = f"interrupted; {which} continues the sweep: {shlex.join(['python', *arguments])}"
         if any(argument.startswith("hydra/launcher=submitit") for argument in arguments):
             hint += "\njobs that submitit has started may go on; end them first (Slurm: scancel)"
         sys.stderr.write(f"\n{hint}\n")

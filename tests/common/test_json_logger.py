@@ -14,7 +14,7 @@ import torch
 from runs import read_lines
 
 from diffusion_policy.common.errors import DataError, DiffusionPolicyError
-from diffusion_policy.common.json_logger import JsonLogger, iter_json_log, read_json_log
+from diffusion_policy.common.json_logger import JsonLogger, read_json_log
 
 
 def write_steps(path, n: int) -> None:
@@ -251,7 +251,7 @@ def test_a_run_in_progress_is_read_without_its_incomplete_line(tmp_path):
     with path.open("a") as file:
         file.write('{"global_step": 2, "tr')
     assert len(read_json_log(path)) == 2
-    assert [row["global_step"] for row in iter_json_log(path)] == [0, 1]
+    assert list(read_json_log(path)["global_step"]) == [0, 1]
 
 
 def test_an_empty_log_is_an_empty_table(tmp_path):

@@ -194,3 +194,9 @@ def test_importing_the_config_package_is_light_and_registers_the_resolver():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("value", ["\\${x}", {"b": ["a", "\\${x}"]}, "${eval:\"'$' + '{x}'\"}"])
+def test_a_text_that_would_be_a_reference_the_next_time_is_one_sentence(value):
+    with pytest.raises(ConfigError, match=r"'\$\{x\}' after its interpolations"):
+        resolve(OmegaConf.create({"a": value, "x": 1}))

@@ -56,7 +56,20 @@ def test_another_session_continues_what_has_not_finished(sweep, status):
     assert again.names(State.WAITING) == names
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"tasks": {"train_0": {"state": "odd"}}}'])
+ODD = [
+    {"state": "odd"},
+    {"state": ["failed"]},
+    {"state": "failed", "attempts": "x", "exit_code": None, "host": None},
+    {"state": "failed", "attempts": 1, "exit_code": "x", "host": None},
+    {"state": "failed", "attempts": 1, "exit_code": 1, "host": ["a"]},
+    {"state": "failed", "attempts": 1, "exit_code": 1, "host": "a", "more": 1},
+]
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "[" * 100_000, *(json.dumps({"tasks": {"train_0": task}}) for task in ODD)],
+)
 def test_a_damaged_status_is_one_sentence(sweep, content):
     (sweep.folder / "status.json").write_text(content)
     with pytest.raises(ConfigError, match=r"status\.json is not the status of a sweep"):
@@ -103,6 +116,26 @@ def test_a_terminal_shows_a_bar_for_every_run(sweep, status, capsys):
 def test_a_damaged_training_log_does_not_end_the_sweep(sweep, status):
     (sweep.run_dir("train_0") / "logs.json.txt").write_text(f'{{"{KEY}": oops}}\n')
     Progress(sweep, status, [KEY]).update(now=True)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"train_loss": "x", "epoch": "y"}, {"train_loss": 10**400, "epoch": 10**400}, {"epoch": {}}],
+)
+def test_odd_values_of_a_training_log_do_not_end_the_sweep(sweep, status, row):
+    (sweep.run_dir("train_0") / "logs.json.txt").write_text(json.dumps(row) + "\n")
+    status.change("train_0", state=State.RUNNING)
+    for use_bars in (False, True):
+        progress = Progress(sweep, status, [KEY], use_bars=use_bars)
+        progress.update(now=True)
+        progress.close()
+
+
+@pytest.mark.parametrize("content", ["[1]", "{}", '{"a": "x", "b": [1]}', "[" * 100_000, "\0"])
+def test_odd_metrics_are_none(sweep, status, content):
+    (sweep.folder / "metrics").mkdir(exist_ok=True)
+    (sweep.folder / "metrics" / "metrics.json").write_text(content)
+    assert "No metrics so far" in describe_outcome(sweep, status, {}, False, []).text
 
 
 def test_failures_come_with_their_last_lines_and_how_to_go_on(sweep, status):

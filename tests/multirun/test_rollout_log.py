@@ -8,6 +8,7 @@ import pytest
 
 from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.json_logger import JsonLogger, read_json_log
+from diffusion_policy.multirun.progress import describe_numbers
 from diffusion_policy.multirun.rollout_log import RolloutLog
 
 KEYS = ["test/mean_score"]
@@ -102,7 +103,11 @@ def test_a_key_in_a_text_does_not_make_a_rollout(sweep, log):
 
 
 @pytest.mark.parametrize(
-    "line", ['{"test/mean_score": 0.3,, "epoch": 0}\n', '["test/mean_score"]\n']
+    "line",
+    [
+        *('{"test/mean_score": 0.3,, "epoch": 0}\n', '["test/mean_score"]\n'),
+        '{"test/mean_score": ' + "[" * 100_000 + "\n",
+    ],
 )
 def test_a_damaged_rollout_is_reported_and_read_once_it_is_mended(sweep, log, line):
     sweep.epochs(0, 0)
@@ -127,12 +132,28 @@ def test_damage_elsewhere_does_not_matter(sweep, log):
 
 def test_a_log_that_cannot_be_read_is_named(sweep, log):
     log.path.mkdir()
-    with pytest.raises(DataError, match=r"Cannot read the log .*train_0"):
+    with pytest.raises(DataError, match=r"train_0\S+ is not a regular file"):
         log.update()
 
 
-@pytest.mark.parametrize("damage", [{"test/mean_score": "good"}, {"epoch": None}])
+@pytest.mark.parametrize(
+    "damage", [{"test/mean_score": "good"}, {"epoch": None}, {"train_loss": 10**400}]
+)
 def test_what_is_no_number_is_one_sentence(sweep, log, damage):
     sweep.append(0, json.dumps(sweep.row(0, 0) | damage) + "\n")
     with pytest.raises(DataError, match=r"has \S+=.*, and a number is expected"):
         log.update()
+
+
+def test_a_pipe_in_the_place_of_a_log_is_not_waited_for(sweep, log):
+    os.mkfifo(log.path)
+    with pytest.raises(DataError, match="is not a regular file"):
+        log.update()
+
+
+@pytest.mark.parametrize("epoch", ["3", None, float("nan"), [1], 10**400, -1, True])
+def test_an_odd_epoch_of_the_last_line_is_none(sweep, log, epoch):
+    sweep.append(0, json.dumps({"train_loss": "x", "epoch": epoch}) + "\n")
+    log.update()
+    assert log.last_epoch == -1
+    assert describe_numbers(log, KEYS[0]) == ""

@@ -1,11 +1,13 @@
 """What a sweep is on disk: its folder, its commands, and what can be wrong with them."""
 
 import json
+import os
 
 import pytest
 from omegaconf import OmegaConf
 
 from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.config.override import override
 from diffusion_policy.multirun.monitor_process import monitor_command
 from diffusion_policy.multirun.run_command import REPOSITORY
 from diffusion_policy.multirun.sweep import (
@@ -191,10 +193,83 @@ def test_seeds():
 
 
 @pytest.mark.parametrize(
-    "content", [None, "[]", "{", "{}", json.dumps({"tasks": [{"name": "train_0"}]})]
+    "content",
+    [None, "[]", "{", "{}", json.dumps({"tasks": [{"name": "train_0"}]}), "[" * 100_000, "\ufffe"],
 )
 def test_a_folder_that_is_no_sweep_cannot_be_resumed(tmp_path, content):
     if content is not None:
         (tmp_path / "sweep.json").write_text(content)
     with pytest.raises(ConfigError, match=r"sweep\.json"):
         load_sweep(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "../train_0"},
+        {"name": "train_0/../../x"},
+        {"name": 0},
+        {"command": "python train.py"},
+        {"command": []},
+        {"command": ["python", 1]},
+        {"seed": "1"},
+        {"other": 1},
+    ],
+)
+def test_the_record_of_an_odd_run_is_one_sentence(make, change):
+    folder = make().folder
+    record = json.loads((folder / "sweep.json").read_text())
+    record["tasks"][0] |= change
+    (folder / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match=r"sweep\.json is not the record of a sweep"):
+        load_sweep(folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a: [", "is not readable YAML"),
+        ("- 1", "holds a list"),
+        ("training: 1", "has a training that is no section of keys"),
+        ("logging: [1]", "has a logging that is no section of keys"),
+        ("a: &a [1]\n" + "b: &b [*a, *a, *a]\nc: [" + "*b, " * 10_000 + "]", "20,000 values"),
+    ],
+)
+def test_a_damaged_configuration_of_a_sweep_is_one_sentence(make, text, sentence):
+    sweep = make()
+    (sweep.folder / "config.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=sentence):
+        _ = sweep.config
+
+
+@pytest.mark.parametrize(
+    "name", ["prüfung", "a=b", "ü = 100% $HOME {a} [b] \"c\" 'd' 数据", "a\nb", "back\\slash\\"]
+)
+def test_a_folder_may_have_any_name(make, tmp_path, name):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    sweep = make(override("multi_run.run_dir", str(tmp_path / name)))
+    assert sweep.folder == tmp_path / name
+    for task in sweep.tasks:
+        read = OverridesParser.create().parse_overrides(task.command[4:])
+        assert read[-1].value() == str(tmp_path / name / task.name)
+
+
+def test_a_folder_that_hydra_cannot_name_is_refused_before_it_is_made(make, tmp_path):
+    cfg = compose("demo_pusht", None, [])
+    cfg.multi_run.run_dir = os.path.join(tmp_path, os.fsdecode(b"\xff"))
+    with pytest.raises(ConfigError, match=r"hydra.run.dir cannot be .* bytes that are no text"):
+        create_sweep(cfg, "demo_pusht", None, [], [1])
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_group_of_digits_is_a_text(make, monkeypatch):
+    monkeypatch.setattr("secrets.choice", lambda letters: "7")
+    sweep = make()
+    assert sweep.group == "77777777"
+    assert "logging.group='77777777'" in sweep.tasks[0].command
+
+
+def test_an_override_that_hydra_cannot_read_is_told_how_to_write():
+    with pytest.raises(ConfigError, match=r"cannot read the override name=ü; .* write "):
+        compose("demo_pusht", None, ["name=ü"])

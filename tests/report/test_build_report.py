@@ -4,6 +4,7 @@ import base64
 import html
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -229,7 +230,7 @@ def test_a_missing_or_damaged_evaluation_is_one_sentence(make_run, tmp_path):
     with pytest.raises(DataError, match=r"Cannot read .*nowhere"):
         build_report(folder, folder / "report.html", evaluation_dir=tmp_path / "nowhere")
     (tmp_path / "eval_log.json").write_text("{")
-    with pytest.raises(DataError, match=r"Cannot read .*eval_log\.json"):
+    with pytest.raises(DataError, match=r"eval_log\.json is not a JSON object"):
         build_report(folder, folder / "report.html", evaluation_dir=tmp_path)
 
 
@@ -259,10 +260,141 @@ def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path):
 
 def test_damaged_files_of_hydra_are_one_sentence(make_run):
     folder = make_run(evaluate=False)
-    for content in ("hydra: {", "other: 1", "- 1"):
+    odd = ["other: 1", "- 1", "hydra: 1", "hydra: {overrides: 1}", "hydra: {job: [1]}", "1"]
+    odd += [
+        "hydra: {job: {config_name: x}, runtime: {config_sources: [1]}, overrides: {hydra: []}}"
+    ]
+    odd += [
+        "hydra: {job: {config_name: x}, runtime: {config_sources: []}, overrides: {hydra: [1]}}"
+    ]
+    for content in odd:
         (folder / ".hydra" / "hydra.yaml").write_text(content)
         with pytest.raises(DataError, match=r"\.hydra does not have the files that Hydra writes"):
             build_report(folder, folder / "report.html")
+    (folder / ".hydra" / "hydra.yaml").write_text("hydra: {")
+    with pytest.raises(DataError, match=r"hydra\.yaml is not readable YAML"):
+        build_report(folder, folder / "report.html")
+
+
+def test_a_dangling_hydra_folder_is_none(make_run, tmp_path):
+    folder = make_run(evaluate=False)
+    shutil.rmtree(folder / ".hydra")
+    (folder / ".hydra").symlink_to(tmp_path / "nowhere")
+    assert "Configuration" not in build(folder).text
+
+
+def test_a_hydra_folder_elsewhere_is_one_sentence(make_run):
+    folder, other = make_run("a", evaluate=False), make_run("b", evaluate=False)
+    shutil.rmtree(folder / ".hydra")
+    (folder / ".hydra").symlink_to(other / ".hydra")
+    with pytest.raises(DataError, match=r"config\.yaml is a link that leads out of"):
+        build_report(folder, folder / "report.html")
+
+
+ODD_INFO = [
+    {"seconds": value, "sessions": value, "machine": value, "memory": {"host_peak_bytes": value}}
+    for value in ("x", -1, 10**400, 1e300, math.nan, math.inf, None, [1], {"a": 1}, True, "\ud800")
+]
+
+
+@pytest.mark.parametrize("info", ODD_INFO)
+def test_odd_values_of_run_info_are_not_shown(make_run, info):
+    folder = make_run(evaluate=False)
+    (folder / "run_info.json").write_text(json.dumps(info))
+    assert "nan" not in build(folder).text
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[" * 10**5, "[1]", '{"a": 1' + "0" * 5000 + "}", "\0", "é"]
+)
+def test_what_is_no_json_object_is_one_sentence(make_run, content):
+    folder = make_run(evaluate=False)
+    for name in ("run_info.json", "eval_log.json"):
+        (folder / name).write_text(content, encoding="latin-1")
+        with pytest.raises(DataError, match=f"{name} is not a JSON object; restore the file"):
+            build_report(folder, folder / "report.html")
+        (folder / name).unlink()
+
+
+def test_odd_numbers_of_an_evaluation_leave_gaps(make_run):
+    folder = make_run()
+    row = {
+        "global_step": 30,
+        "epoch": 5,
+        "test/mean_score": 0.5,
+        "test/words": "x",
+        "test/none": None,
+    }
+    odd = ["x", None, math.nan, math.inf, 10**400, [1], {"a": 1}]
+    row |= {f"test/sim_max_reward_{i}": value for i, value in enumerate(odd)}
+    row |= {"test/sim_max_reward_" + "9" * 5000: 1.0, "test/sim_max_reward_٣": 1.0}
+    row |= {"test/big": 10**400, "test/nan": math.nan}
+    with (folder / "logs.json.txt").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    text = " ".join(build(folder).text.split())
+    assert "test/mean_score 0.5 test/nan nan" in text, text
+    assert "test 0 – test 1 – test 2 –" in text
+
+
+def test_halves_of_characters_are_written_out(make_run):
+    folder = make_run(extra='"\\ud800": "\\udfff"\n')
+    row = {"global_step": 30, "\ud800/mean_score": 0.5, "\ud800/sim_max_reward_1": 0.5}
+    with (folder / "logs.json.txt").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    assert "\\ud800/mean_score" in build(folder, title="\udcff").text
+
+
+def test_a_folder_whose_name_is_no_text_has_a_page(make_run, tmp_path):
+    folder = make_run(evaluate=False)
+    odd = folder.rename(os.path.join(tmp_path, os.fsdecode(b"a\xff")))
+    result = CliRunner().invoke(main, [str(odd)])
+    assert (result.exit_code, result.exception) == (0, None)
+    assert "a\\udcff" in (odd / "report.html").read_text()
+
+
+@pytest.mark.parametrize("values", [(1e308, -1e308), (5e-324, 1e308), (5e-324, 0), (1e99, 1e-99)])
+def test_any_numbers_can_be_drawn(make_run, values):
+    folder = make_run(evaluate=False)
+    with (folder / "logs.json.txt").open("a") as file:
+        for step, value in zip((20, 2**53 - 1), values, strict=True):
+            row = dict.fromkeys(["train_loss", "val_loss", "lr", "test/mean_score"], value)
+            file.write(json.dumps(row | {"global_step": step}) + "\n")
+    page = build_report(folder, folder / "report.html").read_text()
+    curves = re.findall(r' d="([^"]*)"', page)
+    assert all(re.fullmatch(r"[-\dMLHhZ ]+", curve) for curve in curves)
+
+
+def test_a_checkpoint_that_has_gone_or_leads_nowhere_is_not_listed(make_run):
+    folder = make_run(evaluate=False)
+    (folder / "checkpoints" / "a.ckpt").symlink_to("nowhere")
+    (folder / "checkpoints" / "b.ckpt").symlink_to("b.ckpt")
+    assert [a["href"] for a in build(folder).all("a")] == ["checkpoints/latest.ckpt"]
+
+
+def test_a_page_is_written_through_no_link(make_run, tmp_path):
+    folder = make_run(evaluate=False)
+    (tmp_path / "mine").write_text("stays")
+    for name in ("report.html", "report.html.partial"):
+        (folder / name).symlink_to(tmp_path / "mine")
+    build(folder)
+    assert (tmp_path / "mine").read_text() == "stays"
+    os.mkfifo(folder / "report.html.partial")
+    build(folder)
+    assert sorted(path.name for path in folder.glob("report*")) == ["report.html"]
+
+
+def test_a_file_whose_name_is_no_text_is_linked(make_run):
+    folder = make_run(evaluate=False)
+    path = os.path.join(folder, "checkpoints", os.fsdecode(b"a\xff.ckpt"))
+    os.rename(folder / "checkpoints" / "latest.ckpt", path)
+    assert [a["href"] for a in build(folder).all("a")] == ["checkpoints/a%FF.ckpt"]
+
+
+def test_times_of_change_may_be_any(make_run):
+    folder = make_run(evaluate=False)
+    os.utime(folder / "checkpoints" / "latest.ckpt", (10**15, 10**15))
+    os.utime(folder / "logs.json.txt", (-(10**12), -(10**12)))
+    build(folder)
 
 
 def test_a_single_run_has_its_scores_and_where_the_time_went(make_run):

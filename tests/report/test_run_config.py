@@ -24,7 +24,7 @@ multi_run: {run_dir: data/1}
 def read(tmp_path):
     def read(text):
         (tmp_path / "config.yaml").write_text(text)
-        return read_config(tmp_path / "config.yaml")
+        return read_config(tmp_path / "config.yaml", tmp_path)
 
     return read
 
@@ -77,7 +77,28 @@ def test_a_formula_that_cannot_be_computed_stays(read):
     assert read("a: ${nowhere}\nb: ${unknown:3}\n").get("a") == "${nowhere}"
 
 
-@pytest.mark.parametrize("text", ["a: [", "- 1\n- 2\n", "a: ${"])
-def test_what_is_no_configuration_is_one_sentence(read, text):
-    with pytest.raises(DataError, match=r"config\.yaml is not .*restore it\."):
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("a: [", "is not readable YAML"),
+        ("- 1\n- 2\n", "holds a list"),
+        ("a: 1\na: 2\n", "duplicate key a"),
+        ("a: &a [1]\n" + "b: &b [*a, *a, *a, *a]\nc: [" + "*b, " * 10_000 + "]", "20,000 values"),
+    ],
+)
+def test_what_is_no_configuration_is_one_sentence(read, text, sentence):
+    with pytest.raises(DataError, match=rf"config\.yaml .*{sentence}"):
         read(text)
+
+
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_configuration_that_is_being_written_is_none(read, text):
+    assert read(text).text is None
+
+
+@pytest.mark.parametrize(
+    "formula", ["${", "${a", "${b c}", "${eval:", "${.}", "${..}", "${a.}", "$${"]
+)
+def test_what_is_no_reference_stays_as_it_is_written(read, formula):
+    config = read(f"a: '{formula}'\nb: 1\n")
+    assert config.values == {"a": formula, "b": 1}

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -140,14 +141,27 @@ def test_a_run_that_has_not_begun_is_waited_for(make_run, tmp_path):
 def test_damage_leaves_the_page_as_it_was_and_is_told(make_run):
     run = make_run(evaluate=False)
     site = Site(Report([run]))
-    page, log = site.page, (run / "logs.json.txt").read_text()
-    (run / "logs.json.txt").write_text("oops\n" + log)
+    page = site.page
+    (run / "run_info.json").write_text("oops")
     site.update()
     assert site.page is page
-    assert "Line 1 of" in site.problem
-    (run / "logs.json.txt").write_text(log)
+    assert "run_info.json is not a JSON object" in site.problem
+    (run / "run_info.json").write_text("{}")
     site.update()
     assert site.problem == ""
+
+
+def test_an_odd_line_leaves_the_page_up_to_date_and_is_told(make_run, caplog):
+    run = make_run(evaluate=False)
+    site = Site(Report([run]))
+    with (run / "logs.json.txt").open("a") as file:
+        file.write("oops\n")
+    append(run, 6)
+    site.update()
+    assert site.problem == ""
+    assert "<b>7</b>" in site.page.parts["tiles"]
+    assert "Line 21 of" in site.page.parts["notes"]
+    assert "Line 21 of" in caplog.text
 
 
 def test_runs_that_have_not_changed_are_not_read_again(make_sweep, monkeypatch):
@@ -161,3 +175,32 @@ def test_runs_that_have_not_changed_are_not_read_again(make_sweep, monkeypatch):
     append(sweep / "train_1", 6)
     site.update()
     assert loaded == ["train_0", "train_1", "train_1"]
+
+
+def test_a_browser_that_goes_away_is_no_news(serve, make_run):
+    with serve([make_run(evaluate=False)]) as (process, address):
+        port = urllib.parse.urlsplit(address).port
+        for _ in range(20):
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as raw:
+                raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                raw.sendall(f"GET / HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode())
+        assert requests.get(address, timeout=30).status_code == 200
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "")
+
+
+def test_a_run_that_becomes_something_else_is_served_on(make_run):
+    run = make_run(evaluate=False)
+    site = Site(Report([run]))
+    page, log = site.page, (run / "logs.json.txt").read_bytes()
+    for make in (os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero"), lambda path: None):
+        os.rename(run / "logs.json.txt", run / "log")
+        make(run / "logs.json.txt")
+        site.update()
+        if (run / "logs.json.txt").is_dir():
+            os.rmdir(run / "logs.json.txt")
+        (run / "logs.json.txt").unlink(missing_ok=True)
+        (run / "logs.json.txt").write_bytes(log)
+        site.update()
+        assert site.problem == ""
+        assert site.page.versions == page.versions

@@ -439,3 +439,16 @@ def test_the_digest_does_not_depend_on_how_the_data_are_stored(tmp_path, store):
 
 def test_the_human_demonstrations_are_recognised(human_pusht_zarr):
     verify_content(human_pusht_zarr, DATA["pusht"])
+
+
+@pytest.mark.parametrize("end", ["", ".", ".."])
+def test_an_address_that_names_no_file_is_one_sentence(tmp_path, end):
+    (tmp_path / "mine").write_text("stays")
+    url = f"http://127.0.0.1:1/data/{end}"
+    with pytest.raises(DataError, match="does not end in the name of a file"):
+        fetch(DATA["pusht"], tmp_path, url)
+    result = CliRunner().invoke(
+        download_data.main, ["pusht", "--output-dir", str(tmp_path), "--url", url]
+    )
+    assert result.exit_code == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
