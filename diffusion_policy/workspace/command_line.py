@@ -31,6 +31,8 @@ OPTIONS = {
     "training.num_processes": "N processes share every batch, one per GPU; same losses  [1]",
     "training.mixed_precision": "bf16: networks train in bfloat16  [no]",
     "training.max_grad_norm": "gradients are clipped to this norm  [no clipping]",
+    "training.process_timeout_s": "one of several processes may be silent so long; null: ever [3600]",
+    "task.env_runner.worker_timeout_s": "so do environments that do not answer  [3600]",
     "logging.tensorboard": "True: write tensorboard/ as well  [False]",
 }
 _OPTION = re.compile("(" + "|".join(map(re.escape, OPTIONS)) + ")=")
