@@ -33,6 +33,7 @@ Exit code: 0 if all runs finished, 130 after Ctrl-C, else 1.
 
 import click
 
+from diffusion_policy.common import interrupts
 from diffusion_policy.multirun.options import ray_options
 
 NOT_FOR_RESUME = ("config_name", "config_dir", "seeds", "resume", "overrides")
@@ -99,4 +100,5 @@ def main(context, config_name, config_dir, seeds, resume, overrides, **options):
 
 
 if __name__ == "__main__":
+    interrupts.end_at_once()  # until errors_as_sentences: imports take a while
     main()

@@ -32,6 +32,10 @@ class ProcessTimeoutError(DiffusionPolicyError, TimeoutError):
     """Another process that was waited for, and did not do what it was to do in time."""
 
 
+class ProcessDiedError(DiffusionPolicyError, RuntimeError):
+    """Another process that this one needs, and that has ended."""
+
+
 class EnvWorkerError(DiffusionPolicyError, RuntimeError):
     """An environment worker process that raised, died or did not answer during a rollout."""
 

@@ -285,10 +285,10 @@ class VectorRunner(BaseRunner):
     @contextmanager
     def _progress(self) -> Iterator[Callable[[dict[int, int], dict[int, EpisodeResult]], None]]:
         """A bar over all environment steps, with the number of episodes and their score so far."""
-        from tqdm import tqdm
+        from diffusion_policy.common.progress_bar import ProgressBar
 
         n, most = len(self.episodes), self.max_steps
-        with tqdm(
+        with ProgressBar(
             total=n * most,
             desc=f"Eval {self.label} 0/{n}",
             unit="step",

@@ -12,7 +12,8 @@ from typing import Any
 from omegaconf import DictConfig
 
 import diffusion_policy.config
-from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError
+from diffusion_policy.common import interrupts
+from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError, shorten
 from diffusion_policy.config.checks import check_num_processes
 from diffusion_policy.config.job import job_arguments
 from diffusion_policy.config.resolvers import resolve
@@ -22,6 +23,7 @@ from diffusion_policy.workspace.launch import (
     process_count,
     process_index,
 )
+from diffusion_policy.workspace.signs_of_life import patience_of
 
 CONFIG_DIR = pathlib.Path(diffusion_policy.config.__file__).parent
 
@@ -31,29 +33,35 @@ OPTIONS = {
     "training.num_processes": "N processes share every batch, one per GPU; same losses  [1]",
     "training.mixed_precision": "bf16: networks train in bfloat16  [no]",
     "training.max_grad_norm": "gradients are clipped to this norm  [no clipping]",
-    "training.process_timeout_s": "one of several processes may be silent so long; null: ever [3600]",
-    "task.env_runner.worker_timeout_s": "so do environments that do not answer  [3600]",
+    "training.process_timeout_s": "seconds that processes wait for one of them; null: ever  [3600]",
+    "task.env_runner.worker_timeout_s": "the same of workers with environments  [3600]",
     "logging.tensorboard": "True: write tensorboard/ as well  [False]",
 }
 _OPTION = re.compile("(" + "|".join(map(re.escape, OPTIONS)) + ")=")
 _JOB_NAME = "hydra.job.name="
 SAME_MISTAKE_S = 3.0
+MOST_OF_A_SENTENCE = 20_000  # with the traceback of a worker process below it
 
 
 @contextlib.contextmanager
 def errors_as_sentences() -> Iterator[None]:
     """Ends the process with one sentence on stderr, and exit code 1, where a user can mend the
-    cause.
+    cause; with one word and exit code 130 after Ctrl-C.
     """
     try:
-        yield
+        with interrupts.raise_once():
+            yield
+    except KeyboardInterrupt:
+        interrupts.tell()
+        sys.exit(interrupts.EXIT_INTERRUPTED)
     except DiffusionPolicyError as error:
+        sentence = shorten(str(error), MOST_OF_A_SENTENCE)
         if index := process_index():
             # Usually process 0 meets the same mistake and says so; its end then is ours.
             time.sleep(SAME_MISTAKE_S)
-            sys.stderr.write(f"error (process {index} of {process_count()}): {error}\n")
+            sys.stderr.write(f"error (process {index} of {process_count()}): {sentence}\n")
         else:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {sentence}\n")
         sys.exit(1)
 
 
@@ -121,7 +129,7 @@ def _run_or_launch(cfg: DictConfig, job: Any) -> None:
     elif process_count() == 1:
         arguments = job_arguments(job, list(job.overrides.task))
         arguments += [f"hydra.run.dir={output_dir}", f"{_JOB_NAME}{job.job.name}"]
-        sys.exit(launch(n_processes, arguments))
+        sys.exit(launch(n_processes, arguments, patience_of(cfg.training)))
     else:
         raise ConfigError(
             f"training.num_processes is {n_processes}, but {process_count()} processes were "
@@ -142,10 +150,11 @@ def _run(cfg: Any, output_dir: str | None) -> None:
     if process_count() == 1:
         hydra.utils.get_class(cfg._target_)(cfg).run()
         return
-    from diffusion_policy.workspace.processes import connected
+    from diffusion_policy.workspace.processes import be_patient, connected
 
     with connected() as exchange:
         cfg, output_dir = exchange((cfg, output_dir))
+        be_patient(cfg.training)
         own = {"output_dir": output_dir} if process_index() else {}  # process 0 has Hydra's
         hydra.utils.get_class(cfg._target_)(cfg, **own).run()
 
@@ -161,10 +170,10 @@ def _hint_when_interrupted(output_dir: str | None) -> Iterator[None]:
             if process_count() == 1:
                 arguments = [a for a in sys.argv if not a.startswith((_JOB_NAME, "hydra.run.dir="))]
                 command = shlex.join(["python", *arguments, override])
-                sys.stderr.write(f"\ninterrupted; this continues the run: {command}\n")
+                interrupts.tell(f"; this continues the run: {command}")
             else:
-                sys.stderr.write(f"\ninterrupted; the same command with {override} continues\n")
-        sys.exit(130)
+                interrupts.tell(f"; the same command with {override} continues")
+        sys.exit(interrupts.EXIT_INTERRUPTED)
 
 
 def run_as_script(module_file: str) -> None:
@@ -172,7 +181,3 @@ def run_as_script(module_file: str) -> None:
     ...``).
     """
     run_hydra(config_name=pathlib.Path(module_file).stem)
-
-
-if __name__ == "__main__":  # one of the processes that launch() starts
-    run_hydra()

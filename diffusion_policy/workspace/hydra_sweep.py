@@ -21,6 +21,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from diffusion_policy.common import interrupts
 from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError
 from diffusion_policy.common.orphans import die_with_parent
 from diffusion_policy.workspace.launch import process_count
@@ -95,11 +96,11 @@ def command_of_sweep(arguments: list[str]) -> Iterator[None]:
         command = shlex.join(["python", *arguments])
         if not any(argument.startswith("hydra.sweep.dir=") for argument in arguments):
             command += " hydra.sweep.dir=<folder of this sweep>"
-        hint = f"interrupted; this continues the sweep: {command}"
+        hint = f"; this continues the sweep: {command}"
         if any(argument.startswith("hydra/launcher=submitit") for argument in arguments):
             hint += "\njobs that submitit has started may go on; end them first (Slurm: scancel)"
-        sys.stderr.write(f"\n{hint}\n")
-        sys.exit(130)
+        interrupts.tell(hint)
+        sys.exit(interrupts.EXIT_INTERRUPTED)
 
 
 def _check_launcher(arguments: list[str]) -> None:

@@ -13,9 +13,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-import tqdm
 from gymnasium import spaces
 
+from diffusion_policy.common import progress_bar
 from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError, EnvWorkerError
 from diffusion_policy.common.media import VideoFile
 from diffusion_policy.env_runner.base_lowdim_runner import BaseLowdimRunner
@@ -368,7 +368,7 @@ def test_the_policy_runs_without_gradients(tmp_path):
 def test_the_bar_grows_to_full_with_episodes_and_score(tmp_path, monkeypatch, options):
     bars = []
 
-    class Bar(tqdm.tqdm):
+    class Bar(progress_bar.ProgressBar):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             bars.append(self)
@@ -379,7 +379,7 @@ def test_the_bar_grows_to_full_with_episodes_and_score(tmp_path, monkeypatch, op
             super().update(n)
             self.states.append((self.n, self.desc))
 
-    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    monkeypatch.setattr(progress_bar, "ProgressBar", Bar)
     log = run(tmp_path, **options)
     (bar,) = bars
     assert bar.total == 7 * MAX_STEPS

@@ -62,7 +62,7 @@ def wait_for_lines(run_dir, n, process):
 
 def processes_of(launcher):
     """Process ids of the two that share the batches."""
-    first, second = children(launcher, "diffusion_policy.workspace.command_line")
+    first, second = children(launcher, "diffusion_policy.workspace.rank")
     return first.pid, second.pid
 
 
