@@ -74,6 +74,13 @@ NOT_FOR_RESUME = ("config_name", "config_dir", "seeds", "resume", "overrides")
     show_default=True,
     help="The same for the process that aggregates the metrics.",
 )
+@click.option(
+    "--run_timeout_s",
+    type=click.FloatRange(min=0),
+    default=86400,
+    show_default=True,
+    help="Seconds after which a run that writes nothing any more is killed, as a failure; 0: never.",
+)
 @click.option("-sn", "--single_node", is_flag=True, help="All runs on one node of the cluster.")
 @click.argument("overrides", nargs=-1)
 @click.pass_context

@@ -16,6 +16,7 @@ from types import FrameType
 EXIT_INTERRUPTED = 130
 _AGAIN_S = 1.0  # one press reaches some processes twice: from the terminal and from a launcher
 _LATER_S = 0.02
+_LOST_S = 1.0
 _FINALIZERS = ("weakref.py", "_weakrefset.py")
 
 _has_been_said = False
@@ -58,7 +59,8 @@ def raise_once() -> Iterator[None]:
     again: a second one, a second later or more, ends the process at once.
 
     Python drops what is raised in a destructor, of a progress bar for example, and prints a
-    traceback. There, KeyboardInterrupt is raised a moment later.
+    traceback. There, KeyboardInterrupt is raised a moment later. Elsewhere an ``except:`` around an
+    import may drop it: then it is raised once more.
     """
     here = threading.current_thread() is threading.main_thread()
     earlier = signal.getsignal(signal.SIGINT)
@@ -82,17 +84,36 @@ class _RaiseOnce:
 
     def __init__(self):
         self._first: float | None = None
+        self._raised: KeyboardInterrupt | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self._first is None:
-            if _would_be_lost(frame):
-                signal.setitimer(signal.ITIMER_REAL, _LATER_S)
-                return
-            self._first = now
-            raise KeyboardInterrupt
-        if now - self._first > _AGAIN_S:
+        is_second = number == signal.SIGINT and self._first is not None
+        if is_second and now - self._first > _AGAIN_S:
             _end(number, frame)
+        if is_second:
+            return
+        self._first = self._first or now
+        if _would_be_lost(frame):
+            signal.setitimer(signal.ITIMER_REAL, _LATER_S)
+        elif self._raised is None or not _is_on_its_way(self._raised):
+            signal.setitimer(signal.ITIMER_REAL, _LOST_S)
+            self._raised = KeyboardInterrupt()
+            raise self._raised
+        else:
+            signal.setitimer(signal.ITIMER_REAL, _LOST_S)
+
+
+def _is_on_its_way(error: BaseException) -> bool:
+    """Whether something is done because of this exception: it is handled, or what is handled came
+    of that.
+    """
+    handled = sys.exc_info()[1]
+    while handled is not None:
+        if handled is error:
+            return True
+        handled = handled.__context__
+    return False
 
 
 def _would_be_lost(frame: FrameType | None) -> bool:

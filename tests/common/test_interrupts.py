@@ -95,6 +95,53 @@ with errors_as_sentences():
     assert (code, err) == (130, "\ninterrupted\n")
 
 
+def test_where_something_drops_all_exceptions():
+    # as around imports of what may be missing
+    code, err, _ = run(
+        """
+with errors_as_sentences():
+    for _ in range(2):
+        try:
+            press() if _ == 0 else time.sleep(1.2)
+        except:
+            pass
+    time.sleep(30)
+"""
+    )
+    assert (code, err) == (130, "\ninterrupted\n")
+
+
+def test_cleaning_up_may_take_its_time():
+    code, err, out = run(
+        """
+import contextlib
+
+@contextlib.contextmanager
+def slow():
+    try:
+        yield
+    finally:
+        time.sleep(2.5)
+        try:
+            raise OSError
+        except OSError:
+            time.sleep(1.5)
+        print("cleaned up", flush=True)
+
+class Slow:
+    def __enter__(self):
+        pass
+    def __exit__(self, *_):
+        time.sleep(1.5)
+        print("and this", flush=True)
+
+with errors_as_sentences(), slow(), Slow():
+    press()
+"""
+    )
+    assert (code, err, out) == (130, "\ninterrupted\n", "and this\ncleaned up\n")
+
+
 def test_a_second_one_at_once_does_not_interrupt_the_cleaning_up():
     code, err, out = run(
         """
