@@ -8,6 +8,7 @@ not make everybody late.
 """
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -186,3 +187,17 @@ def describe_process(pid: int | None) -> str:
     if state == "ended":
         return f"pid {pid}, which has ended"
     return f"pid {pid}"
+
+
+def describe_holder(lock_file: str) -> str:
+    """Which process of this machine holds a file's lock (``flock``), as :func:`describe_process`
+    says it.
+    """
+    try:
+        inode = f":{os.stat(lock_file).st_ino}"
+        with open("/proc/locks") as file:
+            rows = [line.split() for line in file]
+        [pid, *_] = [row[4] for row in rows if row[1] == "FLOCK" and row[5].endswith(inode)]
+    except (OSError, ValueError, IndexError):  # it is free again, or this is not Linux
+        return f"which holds {lock_file}"
+    return describe_process(int(pid))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import multiprocessing
 import os
@@ -26,13 +27,13 @@ from diffusion_policy.common.waiting import (
     describe_process,
     wait_until,
 )
-from diffusion_policy.gym_util.env_worker import run_worker
 
 logger = logging.getLogger(__name__)
 
 CLOSE_SECONDS = 5.0  # how long workers may take to finish their step and close their environments
 _KILL_SECONDS = 5.0  # how long the kernel may take to end a killed process
 _REPORT_SECONDS = 1.0  # how long the server that forked a process may take to tell its exit code
+_SERVER_LIFELINE = "DIFFUSION_POLICY_SERVER_LIFELINE"  # see fork_server.py
 _REMEDY = (
     "if the environment needs longer than that, set worker_timeout_s of the env_runner "
     "(task.env_runner.worker_timeout_s) to more seconds, or to null for no limit"
@@ -72,7 +73,7 @@ class WorkerProcess:
             args=(theirs, self._lifeline.theirs, *args),
             daemon=True,
         )
-        with _hidden_main():
+        with _hidden_main(), _offered_lifeline():
             call_with_patience(self.process.start, self._starting())
         theirs.close()  # so that its end of the pipe closes with the worker
         self._pidfd = _open_pidfd(self.process.pid)
@@ -229,10 +230,27 @@ def safe_context(name: str | None) -> Any:
         )
     context = multiprocessing.get_context(name)
     if name == "forkserver":
-        # Workers are forked from a server that has numpy and gymnasium, and nothing of the main
-        # script, loaded.
-        context.set_forkserver_preload([run_worker.__module__])
+        context.set_forkserver_preload(["diffusion_policy.gym_util.fork_server"])
     return context
+
+
+@functools.cache
+def _lifeline_of_server(pid: int) -> Lifeline:
+    """For the server that this process, of this id, starts and keeps."""
+    return Lifeline()
+
+
+@contextlib.contextmanager
+def _offered_lifeline() -> Iterator[None]:
+    """A server that is started within this takes hold of a lifeline of this process."""
+    if sys.platform != "linux":
+        yield
+        return
+    os.environ[_SERVER_LIFELINE] = str(_lifeline_of_server(os.getpid()).theirs.fileno())
+    try:
+        yield
+    finally:
+        os.environ.pop(_SERVER_LIFELINE, None)
 
 
 @contextlib.contextmanager
