@@ -79,7 +79,7 @@ NOT_FOR_RESUME = ("config_name", "config_dir", "seeds", "resume", "overrides")
     type=click.FloatRange(min=0),
     default=86400,
     show_default=True,
-    help="Seconds after which a run that writes nothing any more is killed, as a failure; 0: never.",
+    help="Seconds after which a run that writes nothing is killed and counts as failed; 0: never.",
 )
 @click.option("-sn", "--single_node", is_flag=True, help="All runs on one node of the cluster.")
 @click.argument("overrides", nargs=-1)

@@ -88,10 +88,9 @@ class _RaiseOnce:
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        is_second = number == signal.SIGINT and self._first is not None
-        if is_second and now - self._first > _AGAIN_S:
-            _end(number, frame)
-        if is_second:
+        if number == signal.SIGINT and self._first is not None:
+            if now - self._first > _AGAIN_S:
+                _end(number, frame)
             return
         self._first = self._first or now
         if _would_be_lost(frame):

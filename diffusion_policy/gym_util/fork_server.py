@@ -15,8 +15,8 @@ from diffusion_policy.gym_util import env_worker
 __all__ = ["env_worker"]
 
 
-# The number that the end of a lifeline has in that process: multiprocessing passes on no descriptors
-# of ours, so it is opened there.
+# The number that the end of a lifeline has in that process. multiprocessing passes on none of our
+# descriptors, so it is opened there.
 if number := os.environ.pop("DIFFUSION_POLICY_SERVER_LIFELINE", None):
     with contextlib.suppress(OSError):  # a system that hides processes from each other
         die_with(Connection(os.open(f"/proc/{os.getppid()}/fd/{number}", os.O_RDONLY)))

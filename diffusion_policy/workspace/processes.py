@@ -55,25 +55,15 @@ def connected() -> Iterator[Callable[[Any], Any]]:
     Yields:
         :func:`exchange`.
     """
+    global _signs
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
 
     die_with_launcher()
     index, count = process_index(), process_count()
-    patience = Patience(TIMEOUT_S)
-    try:
-        store, *_ = next(rendezvous("env://", timeout=datetime.timedelta(seconds=TIMEOUT_S)))
-        # A connection of its own: the process group blocks the other one.
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        own = dist.TCPStore(address, port, is_master=False, wait_for_workers=False)
-    except dist.DistError as error:
-        raise ProcessTimeoutError(
-            f"the processes of the run have not met: {message_of(error)}; start it again"
-        ) from error
+    store, notes = _meet_first()
     # Both at once: objects travel over gloo, gradients over what fits the device.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    global _signs
-    with SignsOfLife(dist.PrefixStore("signs of life", own), index, count, patience) as _signs:
+    with SignsOfLife(notes, index, count, Patience(TIMEOUT_S)) as _signs:
         try:
             dist.init_process_group(
                 backend, store=store, rank=index, world_size=count, timeout=_FOR_EVER
@@ -91,6 +81,28 @@ def connected() -> Iterator[Callable[[Any], Any]]:
             if dist.is_initialized():
                 dist.destroy_process_group()
             _signs = None
+
+
+def _meet_first() -> tuple[Any, Any]:
+    """Where the processes find each other, and where they write their signs of life: a connection
+    of its own to the same place, since the process group blocks the other one.
+    """
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    limit = datetime.timedelta(seconds=TIMEOUT_S)
+    try:
+        store, *_ = next(rendezvous("env://", timeout=limit))
+        own = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            address, port, is_master=False, wait_for_workers=False, timeout=limit
+        )
+    except dist.DistError as error:
+        raise ProcessTimeoutError(
+            f"the processes of the run have not met: {message_of(error)}; start it again"
+        ) from error
+    notes = dist.PrefixStore("signs of life", own)  # pyright: ignore[reportPrivateImportUsage]
+    return store, notes
 
 
 def be_patient(training: Any) -> None:

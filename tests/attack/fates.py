@@ -1,6 +1,6 @@
 """What can happen to a process, and what is left of a family of processes.
 
-    python -c "..."      with `from fates import FATES, meet`:  meet("SIGSTOP")
+python -c "..."      with `from fates import FATES, meet`:  meet("SIGSTOP")
 """
 
 import ctypes

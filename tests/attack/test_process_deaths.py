@@ -93,7 +93,9 @@ def test_workers_of_environments(attack, monkeypatch):
         expected = "died during" if fate in DEADLY else "did not answer"
         if phase == "close":
             expected = ""  # nobody waits for a result
-        if not re.match("the worker process of environments 1 .*" * bool(expected) + expected, text):
+        if not re.match(
+            "the worker process of environments 1 .*" * bool(expected) + expected, text
+        ):
             failures.append(f"{fate} in {phase}: {text!r}")
         if time.monotonic() - began > LIMIT_S + 30:
             failures.append(f"{fate} in {phase}: it took {time.monotonic() - began:.0f} s")

@@ -245,7 +245,9 @@ def test_another_process_that_never_finishes_it_is_named(path, monkeypatch, capl
     other.stdout.readline()
     other.send_signal(signal.SIGSTOP)
     try:
-        with pytest.raises(DataError, match=r"did not finish it within 1\.0 s; end that process") as caught:
+        with pytest.raises(
+            DataError, match=r"did not finish it within 1\.0 s; end that process"
+        ) as caught:
             cached(path, "f", builder(1), read)
         assert f"pid {other.pid}, which is stopped" in str(caught.value)
         assert f"the process that makes {path}" in caplog.text

@@ -96,7 +96,7 @@ def test_a_short_limit_is_kept_in_real_time():
     began = time.monotonic()
     with pytest.raises(ProcessTimeoutError):
         wait_until(lambda seconds: time.sleep(seconds), make(limit_s=0.05))
-    assert 0.05 <= time.monotonic() - began
+    assert time.monotonic() - began >= 0.05
 
 
 def test_calls_that_know_no_limit():

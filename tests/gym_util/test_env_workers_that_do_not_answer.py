@@ -131,6 +131,6 @@ def test_a_dead_server_of_workers_costs_running_workers_nothing(env):
     another = AsyncVectorEnv([Trouble], n_workers=1)
     another.reset()
     another.close()
-    with pytest.raises(EnvWorkerError, match="environments 2, 3 .*did not answer step"):
+    with pytest.raises(EnvWorkerError, match=r"environments 2, 3 .*did not answer step"):
         env.step([[0], [0], [0], [4]])
     wait_until_gone(*pids)

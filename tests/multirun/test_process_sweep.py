@@ -202,7 +202,9 @@ def test_a_run_that_stopped_is_named_killed_and_tried_again(tmp_path):
     (folder / "train_1" / "broken").unlink()
     output = finish(process)
     name = rf"train_1 \(pid {stopped}, which is stopped; `kill -CONT {stopped}` lets it go on\)"
-    assert re.search(rf"waiting for {name}: it has yet to write anything to {folder}/train_1", output)
+    assert re.search(
+        rf"waiting for {name}: it has yet to write anything to {folder}/train_1", output
+    )
     assert re.search(rf"{name} did not write anything .* within 6\.0 s; it is killed", output)
     assert "train_1 failed (killed, since it wrote nothing any more); it continues" in output
     assert states(folder) == ["finished", "finished"]
