@@ -28,10 +28,19 @@ from diffusion_policy.common import interrupts
 @click.option(
     "--trust-checkpoint",
     is_flag=True,
-    help="Allow the file to run code while it is read, and to name classes outside this project.",
+    help="Allow the file to run any code: while it is read, and by what it names.",
+)
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="NAME",
+    help="A class, module or package that its configuration may name beside this project's; repeat "
+    "the option for several.",
 )
 @click.argument("overrides", nargs=-1)
-def main(checkpoint, output_dir, device, overwrite, deterministic, trust_checkpoint, overrides):
+def main(
+    checkpoint, output_dir, device, overwrite, deterministic, trust_checkpoint, allow, overrides
+):
     from diffusion_policy.workspace.command_line import errors_as_sentences
 
     with errors_as_sentences():
@@ -45,6 +54,7 @@ def main(checkpoint, output_dir, device, overwrite, deterministic, trust_checkpo
             overrides=list(overrides),
             deterministic=deterministic,
             trust=trust_checkpoint,
+            allow=allow,
         )
     for key in sorted(k for k in log if k.endswith("mean_score")):
         click.echo(f"{key}: {log[key]:.4f}")

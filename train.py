@@ -21,6 +21,12 @@ Several runs, one after the other, or as many at a time as hydra.launcher.n_jobs
     python train.py --multirun --config-name=demo_pusht training.seed=42,43 \\
         hydra/launcher=joblib hydra.launcher.n_jobs=2
 
+A configuration may name the classes of this project, and your own code (found in the working
+directory or on PYTHONPATH). What else it names needs your word:
+
+    --allow=NAME      a class, module or installed package that it may name
+    --trust-config    it may name anything, so it can run any code: only for files you wrote
+
 The run directory (hydra.run.dir) receives .hydra/ (the configuration), logs.json.txt (one line per
 step), checkpoints/, media/ (rollout videos) and wandb/. Make a page of it:
 

@@ -8,7 +8,7 @@ import torch
 from omegaconf import OmegaConf
 from runs import LOG, latest, read_log
 
-from diffusion_policy.common.safe_pickle import load_payload
+from diffusion_policy.common.checkpoint_file import load_payload
 
 
 def by_rounding(key):

@@ -2,18 +2,19 @@
 
 import json
 
-import hydra
 import pytest
 import torch
 
-from diffusion_policy.common.safe_pickle import load_payload, safe_loads
+from diffusion_policy.common.checkpoint_file import load_payload
+from diffusion_policy.common.safe_pickle import safe_loads
+from diffusion_policy.config.targets import locate
 
 LOG = "logs.json.txt"
 
 
 def build(cfg, run_dir):
     """The workspace that a configuration names, as train.py makes it."""
-    return hydra.utils.get_class(cfg._target_)(cfg, output_dir=str(run_dir))
+    return locate(cfg._target_)(cfg, output_dir=str(run_dir))
 
 
 def train(cfg, run_dir):

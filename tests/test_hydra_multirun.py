@@ -13,7 +13,7 @@ import pytest
 from omegaconf import OmegaConf
 from runs import latest, read_log
 
-from diffusion_policy.common.safe_pickle import load_payload
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.multirun.monitor import MetricsMonitor
 
 REPOSITORY = pathlib.Path(__file__).resolve().parents[1]

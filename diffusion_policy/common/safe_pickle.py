@@ -1,63 +1,55 @@
-"""Read dill checkpoints without running code from them.
+"""Read pickles of checkpoints as data: nothing in them is called but what is written here.
 
-A checkpoint is ``torch.save({cfg, state_dicts, pickles}, pickle_module=dill)``. A pickle is a
-little program: it may name any importable object and call it. :class:`RestrictedUnpickler` closes
-that door on three sides:
+A pickle is a little program: it may name any importable object, call it, and set its state.
+:class:`RestrictedUnpickler` keeps the language and takes away the library:
 
-* it *names* only what checkpoints are made of (an exact list of module and name pairs; dotted names
-  are never walked);
-* it *calls* only those, and the few that could be bent to something else are replaced by narrow
-  versions;
-* it *sets state* only on configuration nodes, ordered dicts and numeric arrays, never on a class or
-  a function.
+* it *names* what is on a list of module and name pairs, and gets a stand-in for it; dotted names
+  are never walked;
+* it *calls* only the stand-ins of :mod:`.pickle_calls`, each of which checks its arguments;
+* it *fills* only plain containers, arrays and stand-ins for configuration nodes;
+* what comes out is a copy (:mod:`.pickle_copy`) of known types only, of bounded depth and number.
+  So a small file cannot stand for a huge value, and a configuration is rebuilt from plain
+  containers: no object of the file's making is left in it.
 
-What a loaded ``cfg`` says is still the file's word: its interpolations run the registered resolvers
-on access (harmless ones, see ``config/resolvers.py``), and ``hydra.utils.instantiate`` of it calls
-what its ``_target_`` entries name, which ``config/targets.py`` checks.
+What a loaded configuration *says* is still the file's word: ``config/targets.py`` decides what it
+may name, ``config/resolvers.py`` what its interpolations may do.
 """
 
+import collections
 import importlib
 import io
 import pickle
-import re
-import types
-import zipfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from diffusion_policy.common.checkpoint_util import newest_other_checkpoint
 from diffusion_policy.common.errors import CheckpointError
+from diffusion_policy.common.pickle_calls import (
+    STORAGES,
+    TYPES,
+    TYPING,
+    Call,
+    ForbiddenPickleError,
+    Storage,
+    StorageType,
+    fill_array,
+    find_call,
+    hashable,
+    require,
+)
+from diffusion_policy.common.pickle_copy import Copy, Node, NodeType, describe
 
-_PLAIN_TYPES = {
-    *("bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list"),
-    *("object", "set", "slice", "str", "tuple"),
-}
-
-_ALLOWED: dict[str, set[str]] = {
-    "builtins": _PLAIN_TYPES,
-    "collections": {"OrderedDict", "defaultdict"},
-    "typing": {"Any", "Dict", "List"},
+_NODES: dict[str, set[str]] = {
     "omegaconf.base": {"ContainerMetadata", "Metadata"},
     "omegaconf.dictconfig": {"DictConfig"},
     "omegaconf.listconfig": {"ListConfig"},
     "omegaconf.nodes": {
         *("AnyNode", "BooleanNode", "BytesNode", "FloatNode", "IntegerNode", "StringNode"),
     },
-    "numpy": {"ndarray"},
-    "numpy._core.multiarray": {"scalar"},
-    "numpy._core.numeric": {"_frombuffer"},
-    "torch": {
-        *("Size", "device", "bool", "uint8", "int8", "int16", "int32", "int64"),
-        *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
-    },
-    "torch._utils": {"_rebuild_parameter", "_rebuild_tensor", "_rebuild_tensor_v2"},
 }
 
-# Types whose instances a pickle may fill with state. Anything else (above all classes and
-# functions, whose attributes are shared by the whole process) is refused.
-_FILLABLE = {("collections", "OrderedDict"), ("numpy", "ndarray")} | {
-    (module, name) for module, names in _ALLOWED.items() if "omegaconf" in module for name in names
+_TORCH_DTYPES = {
+    *("bool", "uint8", "int8", "int16", "int32", "int64"),
+    *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
 }
 
 _RENAMED_MODULES = {
@@ -68,90 +60,188 @@ _RENAMED_MODULES = {
 }
 
 
-class ForbiddenPickleError(pickle.UnpicklingError):
-    """A pickle asks for something that no checkpoint needs; the message names it."""
-
-
-def _load_type(name: str) -> type:
-    """dill's way to name a built-in type, for the plain ones only."""
-    if name == "NoneType":
-        return type(None)
-    if name not in _PLAIN_TYPES:
-        raise ForbiddenPickleError(f"the type `{name}` (through dill._dill._load_type)")
-    return getattr(importlib.import_module("builtins"), name)
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """How protocol 2 spells ``bytes``; other codecs have no business here."""
-    if encoding != "latin1":
-        raise ForbiddenPickleError(f"the codec `{encoding}` (through _codecs.encode)")
-    return text.encode("latin1")
-
-
-def _numeric_dtype(spec: str, *_: object) -> Any:
-    """A bool, integer, float or complex dtype; objects and structures could carry pointers."""
-    if not re.fullmatch(r"[biufc]\d+", spec):
-        raise ForbiddenPickleError(f"the array type `{spec}` (through numpy.dtype)")
-    # A copy, because the byte order will be set on it and np.dtype("i4") is shared by everybody.
-    return importlib.import_module("numpy").dtype(spec, copy=True)
-
-
-def _blank_array(*_: object) -> Any:
-    """The empty array whose shape, dtype and bytes follow as state."""
-    return importlib.import_module("numpy").empty(0, dtype="i1")
-
-
-def _array_by_dill(_create: Callable, _args: tuple, state: tuple, _npdict: object = None) -> Any:
-    array = _blank_array()
-    array.__setstate__(state)  # numpy checks shape and dtype against the number of bytes
-    return array
-
-
-def _storage(data: bytes) -> Any:
-    """A tensor pickled outside ``torch.save`` nests a torch file: for torch's own safe reader."""
-    return importlib.import_module("torch").load(io.BytesIO(data), weights_only=True)
-
-
-_NARROWED: dict[tuple[str, str], Callable] = {
-    ("_codecs", "encode"): _encode,
-    ("dill._dill", "_load_type"): _load_type,
-    ("dill._dill", "_create_array"): _array_by_dill,
-    ("numpy", "dtype"): _numeric_dtype,
-    ("numpy._core.multiarray", "_reconstruct"): _blank_array,
-    ("torch.storage", "_load_from_bytes"): _storage,
-}
-
-
 class RestrictedUnpickler(pickle._Unpickler):
     """Python's unpickler, closed as said above.
 
     The slow pure Python one, because only its opcodes can be overridden. Tensors are not in the
     pickle but beside it, so that speed is no matter.
+
+    :meth:`load` returns a copy of known types. Storages of tensors come from ``persistent_load``.
     """
+
+    stack: list
+
+    def load(self) -> Any:
+        return Copy().of(super().load())
 
     def find_class(self, module: str, name: str, /) -> Any:
         module = _RENAMED_MODULES.get(module, module)
-        if (module, name) in _NARROWED:
-            return _NARROWED[module, name]
-        if name in _ALLOWED.get(module, ()):
-            return getattr(importlib.import_module(module), name)
+        if call := find_call(module, name):
+            return call
+        if (module, name) == ("torch.storage", "_load_from_bytes"):
+            return Call(f"{module}.{name}", _storage_of_old_format)
+        if module == "builtins" and name in TYPES:
+            return TYPES[name]
+        if module == "typing" and name in TYPING:
+            return TYPING[name]
+        if name in _NODES.get(module, ()):
+            return NodeType(f"{module}.{name}")
+        if module == "torch" and name in _TORCH_DTYPES:
+            return getattr(importlib.import_module("torch"), name)
+        if module in ("torch", "torch.storage") and name in STORAGES:
+            return StorageType(name)
+        if (module, name) == ("numpy", "ndarray"):
+            return importlib.import_module("numpy").ndarray
         raise ForbiddenPickleError(f"`{module}.{name}`")
 
-    def load_build(self) -> None:
-        target, state = self.stack[-2:]  # type: ignore[attr-defined]
-        kind = type(target)
-        if (kind.__module__, kind.__name__) in _FILLABLE:
-            # A (dict, slots) pair would be spread with setattr, __class__ included.
-            allowed = isinstance(state, dict) or kind.__name__ == "ndarray"
-        else:
-            allowed = kind.__module__ == "numpy.dtypes" and _is_byte_order(state)
-        if not allowed:
-            what = target if isinstance(target, type) or callable(target) else kind
-            name = getattr(what, "__name__", what)
-            raise ForbiddenPickleError(f"a change to `{getattr(what, '__module__', '?')}.{name}`")
-        super().load_build()  # type: ignore[misc]
+    # ---- what acts -------------------------------------------------------------------------------
 
-    dispatch: dict = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: load_build}
+    def load_reduce(self) -> None:
+        args = self.stack.pop()
+        function = self.stack[-1]
+        if not isinstance(function, Call) or type(args) is not tuple:
+            raise ForbiddenPickleError(f"a call of {describe(function)}")
+        self.stack[-1] = function(*args)
+
+    def load_newobj(self) -> None:
+        args = self.stack.pop()
+        kind = self.stack[-1]
+        if not isinstance(kind, NodeType) or args != ():
+            raise ForbiddenPickleError(f"a new {describe(kind)}")
+        self.stack[-1] = Node(kind.name)
+
+    def load_newobj_ex(self) -> None:
+        raise ForbiddenPickleError(f"a new {describe(self.stack[-3])}")
+
+    def load_inst(self) -> None:
+        self.find_class(*[self.readline()[:-1].decode("ascii") for _ in range(2)])  # type: ignore
+        raise ForbiddenPickleError("`an instance in the style of protocol 0`")
+
+    def load_obj(self) -> None:
+        raise ForbiddenPickleError("`an instance in the style of protocol 1`")
+
+    def load_build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, Node) and isinstance(state, dict):
+            target.state = state
+        elif type(target) is collections.OrderedDict and _is_metadata(state):
+            # of a state_dict: the versions of its modules
+            target._metadata = state["_metadata"]  # type: ignore[attr-defined]
+        elif _is_array(target) and isinstance(state, tuple):
+            Call("numpy.ndarray", fill_array)(target, state)
+        elif type(target).__module__ == "numpy.dtypes" and _is_byte_order(state):
+            target.__setstate__(state)
+        else:
+            raise ForbiddenPickleError(f"a change to {describe(target)}")
+
+    # ---- what fills ------------------------------------------------------------------------------
+
+    def load_setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self._fill({key: value} if hashable([key]) else {})
+
+    def load_setitems(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        hashable(items[::2])
+        self._fill(dict(zip(items[::2], items[1::2], strict=True)))
+
+    def _fill(self, items: dict) -> None:
+        target = self.stack[-1]
+        if type(target) not in (dict, collections.OrderedDict, collections.defaultdict):
+            raise ForbiddenPickleError(f"items in {describe(target)}")
+        target.update(items)
+
+    def load_dict(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        hashable(items[::2])
+        self.append(dict(zip(items[::2], items[1::2], strict=True)))  # type: ignore[attr-defined]
+
+    def load_append(self) -> None:
+        value = self.stack.pop()
+        self._extend([value])
+
+    def load_appends(self) -> None:
+        self._extend(self.pop_mark())  # type: ignore[attr-defined]
+
+    def _extend(self, values: list) -> None:
+        if type(self.stack[-1]) is not list:
+            raise ForbiddenPickleError(f"items in {describe(self.stack[-1])}")
+        self.stack[-1].extend(values)
+
+    def load_additems(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        if type(self.stack[-1]) is not set:
+            raise ForbiddenPickleError(f"items in {describe(self.stack[-1])}")
+        self.stack[-1].update(hashable(items))
+
+    def load_frozenset(self) -> None:
+        items = self.pop_mark()  # type: ignore[attr-defined]
+        self.append(frozenset(hashable(items)))  # type: ignore[attr-defined]
+
+    dispatch: dict = {
+        **pickle._Unpickler.dispatch,
+        pickle.REDUCE[0]: load_reduce,
+        pickle.NEWOBJ[0]: load_newobj,
+        pickle.NEWOBJ_EX[0]: load_newobj_ex,
+        pickle.INST[0]: load_inst,
+        pickle.OBJ[0]: load_obj,
+        pickle.BUILD[0]: load_build,
+        pickle.SETITEM[0]: load_setitem,
+        pickle.SETITEMS[0]: load_setitems,
+        pickle.DICT[0]: load_dict,
+        pickle.APPEND[0]: load_append,
+        pickle.APPENDS[0]: load_appends,
+        pickle.ADDITEMS[0]: load_additems,
+        pickle.FROZENSET[0]: load_frozenset,
+    }
+
+
+class _Reader(RestrictedUnpickler):
+    """A restricted unpickler of which several read one file, one after the other."""
+
+    def load(self) -> Any:
+        return pickle._Unpickler.load(self)
+
+
+def _storage_of_old_format(data: bytes) -> Storage:
+    """A tensor pickled outside ``torch.save`` nests a file of torch's old format, with one storage:
+    five pickles, its number of elements, its bytes.
+    """
+    file = io.BytesIO(data)
+    magic, _protocol, system = (_Reader(file).load() for _ in range(3))
+    require(magic == 0x1950A86A20F9469CFC6C and system.get("little_endian") is True)
+    dtypes: list[Any] = []
+
+    def storage_of(saved_id: tuple) -> Any:
+        require(saved_id[0] == "storage" and isinstance(saved_id[1], StorageType))
+        dtypes.append(saved_id[1].dtype)
+        return _Blank()
+
+    reader = _Reader(file)
+    reader.persistent_load = storage_of
+    require(isinstance(reader.load(), _Blank) and len(dtypes) == 1)
+    _keys = _Reader(file).load()
+    n_elements = int.from_bytes(file.read(8), "little")
+    content = file.read()
+    require(len(content) == n_elements * dtypes[0].itemsize)
+    return Storage(bytearray(content), dtypes[0])
+
+
+class _Blank:
+    """The place of a storage whose bytes come later."""
+
+
+def _is_metadata(state: object) -> bool:
+    return (
+        isinstance(state, dict)
+        and set(state) == {"_metadata"}
+        and isinstance(state["_metadata"], dict)
+    )
+
+
+def _is_array(value: object) -> bool:
+    return type(value).__module__ == "numpy" and type(value).__name__ == "ndarray"
 
 
 def _is_byte_order(state: object) -> bool:
@@ -164,17 +254,8 @@ def _is_byte_order(state: object) -> bool:
     )
 
 
-def _restricted_load(file: BinaryIO, **kwargs: Any) -> Any:
-    return RestrictedUnpickler(file, **kwargs).load()
-
-
-# What torch.load takes as `pickle_module`.
-_RESTRICTED_PICKLE = types.SimpleNamespace(
-    __name__="restricted_pickle", Unpickler=RestrictedUnpickler, load=_restricted_load
-)
-
-
-def _refusal(source: object, error: ForbiddenPickleError) -> CheckpointError:
+def refusal(source: object, error: ForbiddenPickleError) -> CheckpointError:
+    """What a user is told of a forbidden pickle."""
     return CheckpointError(
         f"{source} asks for {error}, which no checkpoint needs, so it was not loaded; if you know "
         "who wrote the file and let it run any code on this machine, repeat with --trust-checkpoint"
@@ -192,115 +273,28 @@ def safe_loads(data: bytes, trust: bool = False, source: object = "the pickle") 
     Raises:
         CheckpointError: the data asks for something off the list, or is damaged.
     """
+    if not isinstance(data, bytes):
+        raise CheckpointError(f"{source} is a {type(data).__name__}, but pickled bytes belong here")
     try:
         if trust:
             import dill
 
             return dill.loads(data)
-        return _restricted_load(io.BytesIO(data))
+        return RestrictedUnpickler(io.BytesIO(data)).load()
     except ForbiddenPickleError as error:
-        raise _refusal(source, error) from error
+        raise refusal(source, error) from error
     except Exception as error:  # a damaged pickle raises just about anything
-        raise CheckpointError(f"{source} is damaged ({_brief(error)})") from error
+        raise CheckpointError(f"{source} is damaged ({brief(error)})") from error
 
 
-def load_payload(
-    path: str | Path, trust: bool = False, map_location: Any = "cpu"
-) -> dict[str, Any]:
-    """Reads a checkpoint file: ``{cfg: DictConfig, state_dicts: {...}, pickles: {name: bytes}}``.
-
-    The values of ``pickles`` are still bytes; decode each with :func:`safe_loads`.
-
-    Args:
-        path: a file written by this package or by the original implementation.
-        trust: read with plain dill, which runs whatever the file says.
-        map_location: where the tensors go, as in ``torch.load``.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, something else than a checkpoint, or asks for
-            an object that is not on the list.
-    """
-    import torch
-
-    path = Path(path)
-    pickle_module: Any = importlib.import_module("dill") if trust else _RESTRICTED_PICKLE
-    try:
-        with path.open("rb") as file:
-            _check_archive(path, file)
-            # weights_only=True cannot read OmegaConf containers; pickle_module is what restricts.
-            payload = torch.load(
-                file, map_location=map_location, pickle_module=pickle_module, weights_only=False
-            )
-    except CheckpointError:
-        raise
-    except ForbiddenPickleError as error:
-        raise _refusal(f"checkpoint {path}", error) from error
-    except FileNotFoundError as error:
-        raise CheckpointError(f"there is no checkpoint {path}; {_instead(path)}") from error
-    except Exception as error:  # torch and a damaged pickle raise just about anything
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read ({_brief(error)}); {_instead(path)}"
-        ) from error
-    _check_payload(path, payload)
-    return payload
+def restricted_load(file: BinaryIO, persistent_load: Callable[[Any], Any]) -> Any:
+    """Unpickles a file whose storages lie elsewhere; see :class:`RestrictedUnpickler`."""
+    unpickler = RestrictedUnpickler(file)
+    unpickler.persistent_load = persistent_load  # type: ignore[method-assign]
+    return unpickler.load()
 
 
-def _check_archive(path: Path, file: BinaryIO) -> None:
-    """Tells a whole torch file from everything else, before anything in it is interpreted."""
-    size = path.stat().st_size
-    if size == 0:
-        raise CheckpointError(f"checkpoint {path} is empty; delete it and {_instead(path)}")
-    if file.read(4) != b"PK\x03\x04":
-        raise CheckpointError(
-            f"{path} is not a checkpoint (those are zip files written by torch.save); "
-            f"{_instead(path)}"
-        )
-    if not zipfile.is_zipfile(file):
-        raise CheckpointError(
-            f"checkpoint {path} is incomplete: it breaks off after {size} bytes; delete it and "
-            f"{_instead(path)}"
-        )
-    with zipfile.ZipFile(file) as archive:
-        names = archive.namelist()
-        records = {name.partition("/")[2] for name in names}
-        if "data.pkl" not in records or "constants.pkl" in records:
-            raise CheckpointError(
-                f"{path} is a zip file but not a checkpoint (found {', '.join(names[:3])} ...); "
-                f"{_instead(path)}"
-            )
-        # torch ignores the checksums: a flipped bit would silently become a wrong weight.
-        damaged = archive.testzip()
-    if damaged is not None:
-        raise CheckpointError(
-            f"checkpoint {path} is damaged: the checksum of its part {damaged} is wrong; delete it "
-            f"and {_instead(path)}"
-        )
-    file.seek(0)
-
-
-def _check_payload(path: Path, payload: object) -> None:
-    from omegaconf import DictConfig
-
-    expected = {"cfg": DictConfig, "state_dicts": dict, "pickles": dict}
-    if not isinstance(payload, dict):
-        found = f"a {type(payload).__name__}"
-    elif wrong := [k for k, kind in expected.items() if not isinstance(payload.get(k), kind)]:
-        found = f"a dict without a proper {' and '.join(wrong)}"
-    else:
-        return
-    raise CheckpointError(
-        f"{path} holds {found}, but a diffusion_policy checkpoint is a dict of cfg, state_dicts "
-        f"and pickles; {_instead(path)}"
-    )
-
-
-def _instead(path: Path) -> str:
-    other = newest_other_checkpoint(path)
-    if other is None:
-        return f"there is no other checkpoint in {path.parent} to use instead"
-    return f"the newest other checkpoint there is {other}"
-
-
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """The first line of an error, with its type."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -9,6 +9,8 @@ from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.shape_meta import parse_shape_meta
 from diffusion_policy.common.waiting import Patience
 
+MAX_TIMESTEPS = 100_000
+
 
 def check_config(cfg: DictConfig) -> None:
     """All checks; see there for what a configuration must satisfy.
@@ -19,6 +21,7 @@ def check_config(cfg: DictConfig) -> None:
     check_horizon(cfg)
     check_transformer(cfg)
     check_crops(cfg)
+    check_scheduler(cfg)
     check_training_options(cfg)
 
 
@@ -88,6 +91,20 @@ def check_training_options(cfg: DictConfig) -> None:
     ):
         raise ConfigError(
             f"training.max_grad_norm is {norm!r}; set it to a number above 0, or null"
+        )
+
+
+def check_scheduler(cfg: DictConfig) -> None:
+    """Checks the number of noise levels, for each of which the scheduler computes its tables.
+
+    Raises:
+        ConfigError: it is not a whole number from 1 to :data:`MAX_TIMESTEPS`.
+    """
+    key = "policy.noise_scheduler.num_train_timesteps"
+    steps = _length(cfg, key)
+    if steps is not None and steps > MAX_TIMESTEPS:
+        raise ConfigError(
+            f"{key} is {steps}; set it to at most {MAX_TIMESTEPS} (the paper uses 100)"
         )
 
 

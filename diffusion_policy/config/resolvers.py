@@ -10,10 +10,11 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.config.interpolations import check_growth, is_interpolated
 
 # More than any configuration needs, little enough that no expression can eat time or memory.
 _MAX_CHARACTERS = 1000
@@ -57,15 +58,43 @@ def resolve(cfg: DictConfig) -> None:
     """Replaces all interpolations in place, so that every ``${now:}`` agrees.
 
     Raises:
-        ConfigError: an interpolation cannot be resolved.
+        ConfigError: an interpolation cannot be resolved, or becomes too large, or resolves to
+            another interpolation.
     """
-    try:
-        OmegaConf.to_container(cfg, resolve=True)  # its errors know the key, those of resolve don't
-        OmegaConf.resolve(cfg)
-    except OmegaConfBaseException as error:
-        wrapping = "ConfigError raised while resolving interpolation: "
-        reason = str(error).splitlines()[0].removeprefix(wrapping)
-        raise ConfigError(f"config key {error.full_key}: {reason}") from error
+    plain(cfg)  # its errors know the key, those of OmegaConf.resolve don't
+    OmegaConf.resolve(cfg)
+
+
+def plain(node: Any) -> Any:
+    """A configuration, or a dict or list with configurations in it, as resolved plain values.
+
+    Raises:
+        ConfigError: as :func:`resolve`; or there is a value that a file cannot have.
+    """
+    if isinstance(node, DictConfig | ListConfig):
+        check_growth(node)
+        try:
+            tree = OmegaConf.to_container(node, resolve=True)
+        except OmegaConfBaseException as error:
+            wrapping = "ConfigError raised while resolving interpolation: "
+            reason = str(error).splitlines()[0].removeprefix(wrapping)
+            raise ConfigError(f"config key {error.full_key}: {reason}") from error
+        return plain(tree)
+    if isinstance(node, dict):
+        return {key: plain(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [plain(value) for value in node]
+    if is_interpolated(node):
+        raise ConfigError(
+            f"a value of the configuration is {node[:80]!r} after its interpolations were "
+            "resolved, and would be resolved a second time; write what is meant"
+        )
+    if not isinstance(node, bool | int | float | str | bytes | type(None)):
+        raise ConfigError(
+            f"the configuration has a value of type {type(node).__name__}, but a file can only "
+            "hold dicts, lists, numbers, strings, true, false and null"
+        )
+    return node
 
 
 def _resolve_eval(*arguments: Any) -> Any:

@@ -17,9 +17,11 @@ import torch
 from omegaconf import DictConfig
 
 import diffusion_policy.config  # noqa: F401  registers the resolvers that configs use
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.errors import CheckpointError, ConfigError
-from diffusion_policy.common.safe_pickle import load_payload, safe_loads
+from diffusion_policy.common.safe_pickle import safe_loads
+from diffusion_policy.workspace.checkpoint_config import configuration_of
 
 logger = logging.getLogger(__name__)
 
@@ -140,7 +142,12 @@ class BaseWorkspace:
     ) -> None:
         """Restores attributes from a payload; ``kwargs`` go to their ``load_state_dict``.
 
-        The output directory stays the one this workspace was made with.
+        The file chooses values, never names: of its ``pickles``, those in ``include_keys`` are
+        restored. The output directory stays the one this workspace was made with.
+
+        Args:
+            include_keys: the only ones to restore; None: those that this class declares.
+            trust: restore whatever the file names.
 
         Raises:
             CheckpointError: the payload does not fit this workspace, or is not safe to read.
@@ -152,11 +159,35 @@ class BaseWorkspace:
         for name, data in payload["pickles"].items():
             wanted = include_keys is None or name in include_keys
             if wanted and name != "_output_dir":
-                setattr(self, name, safe_loads(data, trust, f"{name} of the checkpoint"))
+                self._load_value(name, data, trust)
+
+    def _load_value(self, name: str, data: bytes, trust: bool) -> None:
+        if trust:
+            setattr(self, name, safe_loads(data, trust))
+        elif name not in self.include_keys:
+            logger.warning(
+                "the checkpoint also holds a value %r, which %s does not have (include_keys); it "
+                "is left out",
+                name,
+                type(self).__name__,
+            )
+        else:
+            value = safe_loads(data, source=f"{name} of the checkpoint")
+            self._check_value(name, value)
+            setattr(self, name, value)
+
+    def _check_value(self, name: str, value: Any) -> None:
+        """A restored value has the type of the one that a new workspace has."""
+        present = getattr(self, name, None)
+        if present is not None and type(value) is not type(present):
+            raise CheckpointError(
+                f"{name} of the checkpoint is a {type(value).__name__}, but {type(self).__name__} "
+                f"expects a {type(present).__name__}; the file is damaged, or of another workspace"
+            )
 
     def _load_state(self, name: str, state: dict, **kwargs: Any) -> None:
-        target = getattr(self, name, None)
-        if target is None:
+        target = self.__dict__.get(name)
+        if not hasattr(target, "load_state_dict"):
             raise CheckpointError(
                 f"the checkpoint holds {name!r}, but {type(self).__name__} with this "
                 "configuration has none; "
@@ -164,11 +195,12 @@ class BaseWorkspace:
             )
         try:
             target.load_state_dict(state, **kwargs)
-        except (RuntimeError, ValueError, KeyError) as error:
+        except Exception as error:  # torch checks little of what it is given
+            reason = f"{type(error).__name__}: " if not isinstance(error, RuntimeError) else ""
             raise CheckpointError(
                 f"{name!r} of the checkpoint does not fit {type(self).__name__} with this "
-                "configuration; use "
-                f"the configuration the checkpoint was made with, or another hydra.run.dir. {error}"
+                "configuration; use the configuration the checkpoint was made with, or another "
+                f"hydra.run.dir. {reason}{error}"
             ) from error
 
     def load_checkpoint(
@@ -196,7 +228,8 @@ class BaseWorkspace:
         """A workspace built from the configuration inside a checkpoint, in the checkpoint's
         state."""
         payload = load_payload(path, trust=trust)
-        workspace = cls(payload["cfg"], output_dir=output_dir)
+        with configuration_of(payload, path, trust=trust) as cfg:
+            workspace = cls(cfg, output_dir=output_dir)
         workspace.load_payload(payload, exclude_keys, include_keys, trust=trust)
         return workspace
 

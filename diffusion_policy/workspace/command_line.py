@@ -1,5 +1,6 @@
 """What the command lines that train share: configuration in, exit code out."""
 
+import argparse
 import contextlib
 import pathlib
 import re
@@ -15,8 +16,15 @@ import diffusion_policy.config
 from diffusion_policy.common import interrupts
 from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError, shorten
 from diffusion_policy.config.checks import check_num_processes
+from diffusion_policy.config.hydra_node import check_hydra_node
 from diffusion_policy.config.job import job_arguments
-from diffusion_policy.config.resolvers import resolve
+from diffusion_policy.config.resolvers import plain, resolve
+from diffusion_policy.config.targets import (
+    TargetPolicy,
+    check_targets,
+    current_policy,
+    locate,
+)
 from diffusion_policy.workspace.launch import (
     is_launched_by_us,
     launch,
@@ -39,6 +47,7 @@ OPTIONS = {
 }
 _OPTION = re.compile("(" + "|".join(map(re.escape, OPTIONS)) + ")=")
 _JOB_NAME = "hydra.job.name="
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 SAME_MISTAKE_S = 3.0
 MOST_OF_A_SENTENCE = 20_000  # with the traceback of a worker process below it
 
@@ -84,10 +93,51 @@ def run_hydra(config_name: str | None = None) -> None:
     from diffusion_policy.workspace.hydra_sweep import command_of_sweep
 
     given = list(sys.argv)
-    sys.argv[1:] = _name_job(complete_overrides(given[1:]), pathlib.Path(given[0]).stem)
+    with errors_as_sentences():
+        arguments = complete_overrides(take_target_options(given[1:]))
+        _check_files(arguments, config_name)
+    sys.argv[1:] = _name_job(arguments, pathlib.Path(given[0]).stem)
     run = hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name=config_name)(train)
     with errors_as_sentences(), command_of_sweep(given):
         run()
+
+
+def take_target_options(arguments: list[str]) -> list[str]:
+    """Heeds ``--trust-config`` and ``--allow=NAME``, for this process and those that it starts.
+
+    Returns:
+        The other arguments, which are Hydra's.
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--trust-config", action="store_true")
+    parser.add_argument("--allow", action="append", default=[])
+    try:
+        options, others = parser.parse_known_args(arguments)
+        wrong = [name for name in options.allow if not _NAME.fullmatch(name)]
+    except argparse.ArgumentError:
+        wrong = [""]
+    if wrong:
+        raise ConfigError(
+            f"--allow={wrong[0]}: give the name of a class, a module or a package, as in "
+            "--allow=my_package.my_module"
+        )
+    if options.trust_config or options.allow:
+        policy = TargetPolicy(tuple(options.allow), everything=options.trust_config)
+        policy.to_environment()
+    return others
+
+
+def _check_files(arguments: list[str], config_name: str | None) -> None:
+    """Looks at what files of ``--config-dir`` say to Hydra, before Hydra reads them."""
+    from hydra._internal.utils import get_args_parser
+
+    given = get_args_parser().parse_known_args(arguments)[0]
+    folder, name = given.config_dir or given.config_path, given.config_name or config_name
+    if folder is None or name is None or current_policy().everything:
+        return
+    if not pathlib.Path(folder).is_dir():
+        raise ConfigError(f"--config-dir {folder}: there is no such folder; check the path")
+    check_hydra_node(name, folder, given.overrides, is_sweep=given.multirun)
 
 
 def _name_job(arguments: list[str], name: str) -> list[str]:
@@ -122,6 +172,7 @@ def _run_or_launch(cfg: DictConfig, job: Any) -> None:
     resolve(cfg)
     if "_target_" not in cfg:
         raise ConfigError("the configuration has no _target_, the workspace class to run")
+    check_targets(plain(cfg))  # all of them, before anything is built
     output_dir = job.runtime.output_dir
     n_processes = check_num_processes(cfg) or process_count()
     if n_processes == process_count():
@@ -145,10 +196,8 @@ def follow() -> None:
 
 def _run(cfg: Any, output_dir: str | None) -> None:
     """Trains in this process; both arguments come from process 0."""
-    import hydra
-
     if process_count() == 1:
-        hydra.utils.get_class(cfg._target_)(cfg).run()
+        _workspace_class(cfg)(cfg).run()
         return
     from diffusion_policy.workspace.processes import be_patient, connected
 
@@ -156,7 +205,16 @@ def _run(cfg: Any, output_dir: str | None) -> None:
         cfg, output_dir = exchange((cfg, output_dir))
         be_patient(cfg.training)
         own = {"output_dir": output_dir} if process_index() else {}  # process 0 has Hydra's
-        hydra.utils.get_class(cfg._target_)(cfg, **own).run()
+        _workspace_class(cfg)(cfg, **own).run()
+
+
+def _workspace_class(cfg: DictConfig) -> Any:
+    from diffusion_policy.workspace.base_workspace import BaseWorkspace
+
+    kind = locate(cfg._target_)
+    if not (isinstance(kind, type) and issubclass(kind, BaseWorkspace)):
+        raise ConfigError(f"_target_ is {cfg._target_}; expected a workspace, which trains")
+    return kind
 
 
 @contextlib.contextmanager
@@ -169,6 +227,7 @@ def _hint_when_interrupted(output_dir: str | None) -> Iterator[None]:
             override = f"hydra.run.dir={output_dir}"
             if process_count() == 1:
                 arguments = [a for a in sys.argv if not a.startswith((_JOB_NAME, "hydra.run.dir="))]
+                arguments += current_policy().words
                 command = shlex.join(["python", *arguments, override])
                 interrupts.tell(f"; this continues the run: {command}")
             else:

@@ -1,22 +1,21 @@
 """From a checkpoint file to scores: what ``eval.py`` calls."""
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import hydra
-from omegaconf import DictConfig, OmegaConf, open_dict
-
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.device import resolve_device
-from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.common.errors import CheckpointError, ConfigError
 from diffusion_policy.common.media import VideoFile
-from diffusion_policy.common.safe_pickle import load_payload
 from diffusion_policy.config.instantiate import instantiate
-from diffusion_policy.config.resolvers import resolve
-from diffusion_policy.config.targets import check_targets
+from diffusion_policy.config.targets import locate
+from diffusion_policy.env_runner.base_runner import BaseRunner
 from diffusion_policy.workspace.base_workspace import BaseWorkspace
+from diffusion_policy.workspace.checkpoint_config import configuration_of
 
 # Rows per policy call in deterministic mode: small enough that one environment does not waste much.
 DETERMINISTIC_BATCH_SIZE = 8
@@ -32,62 +31,70 @@ def prepare_output_dir(
     output_dir.mkdir(parents=True, exist_ok=True)
 
 
-def load_workspace(
+@contextlib.contextmanager
+def open_workspace(
     checkpoint: str | pathlib.Path,
     output_dir: str | pathlib.Path,
-    overrides: list[str] | None = None,
+    overrides: Sequence[str] = (),
     trust: bool = False,
-) -> BaseWorkspace:
-    """The workspace inside a checkpoint, in the state it was saved in.
+    allow: Sequence[str] = (),
+) -> Iterator[BaseWorkspace]:
+    """The workspace inside a checkpoint, in the state it was saved in; while this is open, the
+    checkpoint's configuration decides what may be built.
 
     Args:
         overrides: ``key=value`` changes of the saved configuration.
-        trust: let the file run code, and let its configuration name classes of any package.
+        trust: let the file run code, and let its configuration name anything.
+        allow: classes, modules or packages that its configuration may name.
 
     Raises:
-        CheckpointError: the file is missing, damaged or not safe.
+        CheckpointError: the file is missing, damaged or not safe, or does not fit its own
+            configuration.
     """
     payload = load_payload(checkpoint, trust=trust)
-    cfg: DictConfig = payload["cfg"]
-    resolve(cfg)  # before the check: an interpolation can hide a target
-    if not trust:
-        check_targets(cfg, source=checkpoint)
-    with open_dict(cfg):
-        # Hydra marks new keys with a plus; here every key may be new.
-        changes = [change.lstrip("+") for change in overrides or []]
-        cfg.merge_with(OmegaConf.from_dotlist(changes))
-    workspace = hydra.utils.get_class(cfg._target_)(cfg, output_dir=str(output_dir))
-    workspace.load_payload(payload, trust=trust)
-    return workspace
+    with configuration_of(payload, checkpoint, overrides, trust, allow) as cfg:
+        kind = locate(cfg.get("_target_"))
+        if not (isinstance(kind, type) and issubclass(kind, BaseWorkspace)):
+            raise CheckpointError(
+                f"the configuration inside {checkpoint} names {cfg._target_} at the top, which is "
+                "not a workspace; is this a checkpoint of a training?"
+            )
+        workspace = kind(cfg, output_dir=str(output_dir))
+        workspace.load_payload(payload, trust=trust)
+        yield workspace
 
 
 def evaluate(
     checkpoint: str | pathlib.Path,
     output_dir: str | pathlib.Path,
     device: str = "auto",
-    overrides: list[str] | None = None,
+    overrides: Sequence[str] | None = None,
     deterministic: bool = False,
     trust: bool = False,
+    allow: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Rolls a checkpoint's policy out and writes ``<output_dir>/eval_log.json``.
 
     Args:
         deterministic: run the policy on batches of one fixed shape, so that the result is the same
             for any number of environments at a time.
+        overrides, trust, allow: see :func:`open_workspace`.
 
     Returns:
         The content of the file: metrics, and paths of videos.
     """
-    workspace = load_workspace(checkpoint, output_dir, overrides, trust)
-    policy: Any = workspace.get_eval_policy()
-    policy.to(resolve_device(device))
-    policy.eval()
     options = {"policy_batch_size": DETERMINISTIC_BATCH_SIZE} if deterministic else {}
-    runner = instantiate(workspace.cfg.task.env_runner, output_dir=str(output_dir), **options)
-    try:
-        result = runner.run(policy)
-    finally:
-        runner.close()
+    with open_workspace(checkpoint, output_dir, overrides or (), trust, allow) as workspace:
+        policy: Any = workspace.get_eval_policy()
+        policy.to(resolve_device(device))
+        policy.eval()
+        runner = instantiate(workspace.cfg.task.env_runner, output_dir=str(output_dir), **options)
+        if not isinstance(runner, BaseRunner):
+            raise CheckpointError(
+                f"task.env_runner inside {checkpoint} is a {type(runner).__name__}, not a runner"
+            )
+        with contextlib.closing(runner):
+            result = runner.run(policy)
     log = {key: _plain(key, value) for key, value in result.items()}
     text = json.dumps(log, indent=2, sort_keys=True)
     atomic_write(pathlib.Path(output_dir) / "eval_log.json", lambda file: file.write(text.encode()))

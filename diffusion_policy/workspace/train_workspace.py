@@ -20,7 +20,6 @@ import os
 import random
 from typing import Any
 
-import hydra
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,6 +32,7 @@ from diffusion_policy.common.progress_bar import ProgressBar
 from diffusion_policy.common.pytorch_util import dict_apply
 from diffusion_policy.config.checks import check_config
 from diffusion_policy.config.instantiate import instantiate
+from diffusion_policy.config.targets import locate
 from diffusion_policy.dataset.base_dataset import BaseImageDataset, BaseLowdimDataset
 from diffusion_policy.dataset.batching import make_dataloader
 from diffusion_policy.env_runner.base_image_runner import BaseImageRunner
@@ -87,7 +87,7 @@ class TrainWorkspace(BaseWorkspace):
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer over all parameters of the policy, as ``cfg.optimizer`` says."""
-        target = hydra.utils.get_class(self.cfg.optimizer._target_)
+        target = locate(self.cfg.optimizer._target_, "optimizer._target_")
         options: dict[str, Any] = {}
         if target in (torch.optim.Adam, torch.optim.AdamW) and "foreach" not in self.cfg.optimizer:
             options["fused"] = True  # one kernel, not a loop over parameters

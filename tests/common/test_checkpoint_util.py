@@ -20,6 +20,7 @@ import torch
 from omegaconf import OmegaConf
 
 from diffusion_policy.common import checkpoint_util
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.common.checkpoint_util import (
     TopKCheckpointManager,
     atomic_write,
@@ -27,7 +28,6 @@ from diffusion_policy.common.checkpoint_util import (
     newest_other_checkpoint,
 )
 from diffusion_policy.common.errors import CheckpointError, ConfigError
-from diffusion_policy.common.safe_pickle import load_payload
 
 
 def write(path, content=b"new"):
@@ -191,7 +191,7 @@ def test_a_disk_that_is_really_full_leaves_the_previous_checkpoint(tmp_path):
         pytest.skip("a small file system cannot be mounted here (needs unshare and mount)")
     path = disk / "latest.ckpt"
     # The mount lives as long as this shell, so the reading happens in it as well.
-    read = "from diffusion_policy.common.safe_pickle import load_payload; import os"
+    read = "from diffusion_policy.common.checkpoint_file import load_payload; import os"
     read += "\n    print(load_payload(sys.argv[1])['cfg'].v, os.listdir(sys.argv[2]))"
     script = FILL_UP.format(limit="") + "\n    sys.stdout.flush()\n    " + read
     done = run([*isolated, f'{mount}; exec "$@"', "sh", *python(script, path, disk)])

@@ -18,8 +18,9 @@ import pytest
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.common.errors import CheckpointError
-from diffusion_policy.common.safe_pickle import load_payload, safe_loads
+from diffusion_policy.common.safe_pickle import safe_loads
 
 
 class Call:
@@ -527,13 +528,154 @@ def test_a_recursive_or_huge_pickle_is_an_error_and_not_a_crash():
         )
 
 
-def test_map_location_is_passed_on(tmp_path):
-    path = save(tmp_path / "latest.ckpt")
-    seen = []
+def test_tensors_come_to_the_cpu(tmp_path):
+    read = load_payload(save(tmp_path / "latest.ckpt"))
+    tensors = [*read["state_dicts"]["model"].values()]
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}
 
-    def here(storage, location):
-        seen.append(location)
-        return storage
 
-    load_payload(path, map_location=here)
-    assert set(seen) == {"cpu"}
+# ---- what is small cannot stand for something huge ----------------------------------------------
+
+
+def nested(levels, make):
+    """A value that contains itself twice at every level: 2**levels in all."""
+    value = make("x", "x")
+    for _ in range(levels):
+        value = make(value, value)
+    return value
+
+
+def reduce_to(module, name, argument):
+    """``module.name(argument)``, whatever that is."""
+    head = f"c{module}\n{name}\n".encode()
+    return b"\x80\x04" + head + pickle.dumps(argument, 4)[2:-1] + b"\x85R."
+
+
+@pytest.mark.parametrize("name", ["str", "list", "tuple", "dict", "int", "float", "bool", "object"])
+def test_types_are_named_and_never_called(name):
+    # str() of a nested list writes it out
+    with pytest.raises(CheckpointError) as error:
+        safe_loads(reduce_to("builtins", name, nested(60, lambda a, b: [a, b])))
+    check_refusal(error, f"a call of `builtins.{name}`")
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (nested(60, lambda a, b: [a, b]), "more than 500,000 values"),
+        (nested(60, lambda a, b: (a, b)), "more than 500,000 values"),
+        (nested(60, lambda a, b: {"a": a, "b": b}), "more than 500,000 values"),
+    ],
+    ids=["lists", "tuples", "dicts"],
+)
+@pytest.mark.timeout(60)
+def test_values_that_are_huge_when_written_out_are_refused(value, named):
+    with pytest.raises(CheckpointError) as error:
+        safe_loads(pickle.dumps(value, 4))
+    check_refusal(error, named)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b"}", b"K\x01s."),  # SETITEM
+        (b"}(", b"K\x01u."),  # SETITEMS
+        (b"(", b"K\x01d."),  # DICT
+        (b"\x8f(", b"\x90."),  # ADDITEMS
+        (b"(", b"\x91."),  # FROZENSET
+        (b"cbuiltins\nset\n(", b"l\x85R."),
+        (b"ccollections\nOrderedDict\n((", b"K\x01tl\x85R."),
+    ],
+)
+@pytest.mark.timeout(60)
+def test_keys_whose_hash_takes_for_ever_are_refused(before, after):
+    # The hash of a tuple is computed anew each time, part by part.
+    key = pickle.dumps(nested(60, lambda a, b: (a, b)), 4)[2:-1]
+    with pytest.raises(CheckpointError) as error:
+        safe_loads(b"\x80\x04" + before + key + after)
+    check_refusal(error, "a key of type `tuple`")
+
+
+def test_values_that_contain_themselves_are_refused():
+    value = []
+    value.append(value)
+    with pytest.raises(CheckpointError, match="nested deeper than 100 levels"):
+        safe_loads(pickle.dumps(value))
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "argument"),
+    [
+        ("builtins", "bytearray", 2**50),
+        ("builtins", "bytes", 2**50),
+        ("torch", "Size", ["x"]),
+        ("torch", "device", 7),
+        ("collections", "defaultdict", "int"),
+        ("numpy", "dtype", "f9999999"),
+        ("torch.storage", "_load_from_bytes", b"junk"),
+    ],
+)
+def test_sizes_and_odd_arguments_are_refused(module, name, argument):
+    with pytest.raises(CheckpointError) as error:
+        safe_loads(reduce_to(module, name, argument))
+    assert "--trust-checkpoint" in str(error.value)
+
+
+def test_a_tensor_repeats_what_is_stored_only_a_little():
+    small = torch.zeros(1).expand(1000)
+    assert safe_loads(pickle.dumps(small)).shape == (1000,)
+    with pytest.raises(CheckpointError, match="in a way it is not used"):
+        safe_loads(pickle.dumps(torch.zeros(1).expand(2**40)))
+
+
+# ---- configurations are rebuilt from plain containers -------------------------------------------
+
+
+def test_a_node_with_a_foreign_parent_loses_it(tmp_path):
+    # `${x}` is harmless where the node stands, and something else at the parent that it claims.
+    foreign = OmegaConf.create({"x": "os.system", "node": {"_target_": "${x}"}})
+    cfg = OmegaConf.create({"x": "torch.nn.Identity", "policy": None})
+    cfg._content["policy"] = foreign._get_node("node")
+    assert cfg.policy._target_ == "os.system", "the attack is real"
+    read = load_payload(save(tmp_path / "x.ckpt", payload(cfg=cfg)))
+    assert read["cfg"].policy._target_ == "torch.nn.Identity"
+
+
+def any_node(value):
+    node = OmegaConf.create({"a": 1})._get_node("a")
+    node.__dict__["_val"] = value
+    return node
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        OmegaConf.create({"_target_": "os.system"}),
+        {"_target_": "os.system"},
+        ["os.system"],
+        ("os.system",),
+        collections.OrderedDict(),
+        torch.zeros(1),
+        dict,
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("place", ["cfg", "state_dicts", "pickles"])
+def test_what_is_not_plain_in_a_configuration_is_refused(tmp_path, value, place):
+    cfg = OmegaConf.create({"a": 1})
+    cfg._content["a"] = any_node(value)
+    path = save(tmp_path / "x.ckpt", payload(**{place: cfg}))
+    with pytest.raises(CheckpointError) as error:
+        load_payload(path)
+    check_refusal(error, "with the value")
+
+
+def test_a_configuration_keeps_its_kinds_of_values(tmp_path):
+    cfg = OmegaConf.create(
+        {"a": None, "b": "???", "c": "${a}", "d": {"e": None, 1: [1.5, True, {"f": b"x"}]}}
+    )
+    read = load_payload(save(tmp_path / "x.ckpt", payload(cfg=cfg)))["cfg"]
+    assert read == cfg
+    assert OmegaConf.is_missing(read, "b")
+    assert OmegaConf.is_interpolation(read, "c")
+    assert not OmegaConf.is_struct(read)

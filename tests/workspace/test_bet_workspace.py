@@ -8,9 +8,9 @@ from omegaconf import OmegaConf
 from reference_weights import layout
 from runs import assert_same_outcome, build, latest, read_log, read_state, train
 
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.common.errors import DataError
-from diffusion_policy.common.safe_pickle import load_payload
-from diffusion_policy.workspace.evaluation import load_workspace
+from diffusion_policy.workspace.evaluation import open_workspace
 
 
 @pytest.fixture
@@ -218,5 +218,6 @@ def test_a_reference_checkpoint_continues(reference_run, tmp_path):
 
 
 def test_a_reference_checkpoint_predicts_the_reference_actions(reference_run, tmp_path):
-    workspace = load_workspace(reference_run.checkpoint, tmp_path)
+    with open_workspace(reference_run.checkpoint, tmp_path) as workspace:
+        pass
     reference_run.check_policy(workspace.get_eval_policy())

@@ -7,7 +7,7 @@ import torch
 from runs import build, read_log, train
 
 from diffusion_policy.common.errors import ConfigError
-from diffusion_policy.workspace.evaluation import load_workspace
+from diffusion_policy.workspace.evaluation import open_workspace
 
 SIZES = ("n_layer=2", "n_head=2", "n_emb=32")
 
@@ -82,7 +82,8 @@ def test_a_reference_run_gives_the_reference_losses(reference_run, tmp_path):
 
 def test_a_reference_checkpoint_predicts_the_reference_actions(reference_run, tmp_path):
     """The original's own eval.py could not read it."""
-    workspace = load_workspace(reference_run.checkpoint, tmp_path / "run")
+    with open_workspace(reference_run.checkpoint, tmp_path / "run") as workspace:
+        pass
     reference_run.check_policy(workspace.get_eval_policy())
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from diffusion_policy.common.errors import CheckpointError
+from diffusion_policy.common.checkpoint_file import load_payload
+from diffusion_policy.common.errors import CheckpointError, ConfigError, DiffusionPolicyError
 from diffusion_policy.workspace.evaluation import evaluate
 from diffusion_policy.workspace.train_diffusion_unet_lowdim_workspace import (
     TrainDiffusionUnetLowdimWorkspace as Workspace,
@@ -85,7 +86,6 @@ def test_overrides_change_the_saved_configuration(checkpoint, tmp_path):
         "diffusion_policy.workspace.command_line.train",
         "torch.nn.modules.module.torch.hub.load",
         "torch.load",
-        "${oc.decode:os.system}",
     ],
 )
 def test_a_configuration_inside_a_checkpoint_cannot_name_arbitrary_code(
@@ -100,11 +100,81 @@ def test_a_configuration_inside_a_checkpoint_cannot_name_arbitrary_code(
     assert not (tmp_path / "pwned").exists()
 
 
-def test_an_interpolation_cannot_hide_a_target(checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    "hidden",
+    [
+        "${oc.create:{_target_: os.getcwd}}",
+        "${oc.decode:'{_target_: os.getcwd}'}",
+        "${oc.env:HOME}",
+        "${oc.select:name}",
+        "${hydra:runtime.cwd}",
+        "${task.${name}}",
+        "\\${oc.create:{_target_: os.getcwd}}",
+    ],
+)
+def test_an_interpolation_cannot_hide_a_target_or_read_something(checkpoint, tmp_path, hidden):
     payload = torch.load(checkpoint, pickle_module=dill, weights_only=False)
-    payload["cfg"].task.env_runner = "${oc.create:{_target_: os.getcwd}}"
+    payload["cfg"].task.env_runner = hidden
     torch.save(payload, tmp_path / "evil.ckpt", pickle_module=dill)
-    with pytest.raises(CheckpointError, match=r"os\.getcwd.*task\.env_runner"):
+    with pytest.raises(CheckpointError, match=r"uses (the resolver|a computed name)"):
+        evaluate(tmp_path / "evil.ckpt", tmp_path)
+
+
+def test_interpolations_cannot_grow_without_end(checkpoint, tmp_path):
+    payload = torch.load(checkpoint, pickle_module=dill, weights_only=False)
+    OmegaConf.set_struct(payload["cfg"], False)
+    payload["cfg"].x0 = "x" * 10
+    for i in range(1, 60):
+        payload["cfg"][f"x{i}"] = f"${{x{i - 1}}}${{x{i - 1}}}"
+    torch.save(payload, tmp_path / "evil.ckpt", pickle_module=dill)
+    with pytest.raises(ConfigError, match="interpolations written out"):
+        evaluate(tmp_path / "evil.ckpt", tmp_path)
+
+
+def evil(checkpoint, tmp_path, **pickles):
+    payload = torch.load(checkpoint, pickle_module=dill, weights_only=False)
+    payload["pickles"] |= {name: dill.dumps(value) for name, value in pickles.items()}
+    torch.save(payload, tmp_path / "evil.ckpt", pickle_module=dill)
+    return tmp_path / "evil.ckpt"
+
+
+def test_values_of_a_checkpoint_do_not_replace_what_was_checked(checkpoint, tmp_path, caplog):
+    """The configuration is read from `cfg`, and checked; a second one among the pickles must not
+    take its place afterwards.
+    """
+    cfg = load_payload(checkpoint)["cfg"]
+    cfg.task.env_runner = {"_target_": "os.system", "command": f"touch {tmp_path}/pwned"}
+    path = evil(checkpoint, tmp_path, cfg=cfg, run="x", _writer=None, __class__=3)
+    log = evaluate(path, tmp_path)
+    assert "test/mean_score" in log
+    assert not (tmp_path / "pwned").exists()
+    assert "a value 'cfg', which TrainDiffusionUnetLowdimWorkspace does not have" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("epoch", "x"),
+        ("epoch", 1.5),
+        ("epoch", True),
+        ("global_step", None),
+        ("global_step", [1]),
+        ("global_step", {"_target_": "os.system"}),
+        ("resume_state", 3),
+        ("resume_state", "x"),
+    ],
+)
+def test_values_of_a_checkpoint_have_the_types_that_they_had(checkpoint, tmp_path, name, value):
+    with pytest.raises(CheckpointError, match=f"^{name} of the checkpoint is a "):
+        evaluate(evil(checkpoint, tmp_path, **{name: value}), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["cfg", "run", "__class__", "_writer", "output_dir", "", 3, None])
+def test_states_go_to_what_has_a_state(checkpoint, tmp_path, name):
+    payload = torch.load(checkpoint, pickle_module=dill, weights_only=False)
+    payload["state_dicts"][name] = {"x": torch.zeros(1)}
+    torch.save(payload, tmp_path / "evil.ckpt", pickle_module=dill)
+    with pytest.raises(CheckpointError, match="but TrainDiffusionUnetLowdimWorkspace with this"):
         evaluate(tmp_path / "evil.ckpt", tmp_path)
 
 
@@ -115,3 +185,40 @@ def test_one_s_own_classes_need_the_word_of_the_user(checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match=r"toys\.ToyRunner"):
         evaluate(tmp_path / "own.ckpt", tmp_path)
     assert "test/mean_score" in evaluate(tmp_path / "own.ckpt", tmp_path, trust=True)
+
+
+def test_one_s_own_classes_can_be_allowed_by_name(checkpoint, tmp_path):
+    payload = torch.load(checkpoint, pickle_module=dill, weights_only=False)
+    payload["cfg"].task.env_runner = {"_target_": "toys.ToyRunner"}
+    torch.save(payload, tmp_path / "own.ckpt", pickle_module=dill)
+    with pytest.raises(CheckpointError, match="repeat with --allow=toys"):
+        evaluate(tmp_path / "own.ckpt", tmp_path)
+    for allow in ("toys", "toys.ToyRunner"):
+        assert "test/mean_score" in evaluate(tmp_path / "own.ckpt", tmp_path, allow=[allow])
+    with pytest.raises(CheckpointError, match="repeat with --allow=toys"):
+        evaluate(tmp_path / "own.ckpt", tmp_path, allow=["toy", "toys.Toy"])
+
+
+def test_an_override_is_the_user_s_word(checkpoint, tmp_path):
+    log = evaluate(checkpoint, tmp_path, overrides=["task.env_runner={_target_: toys.ToyRunner}"])
+    assert "test/mean_score" in log
+    with pytest.raises(CheckpointError, match="is a NotARunner, not a runner"):
+        evaluate(checkpoint, tmp_path, overrides=["task.env_runner._target_=toys.NotARunner"])
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("task.env_runner.n_tset=3", "n_tset"),
+        ("policy.model.down_dims=[-1]", "down_dims=[-1]"),
+        ("policy.model.down_dims=x", "ConditionalUnet1D"),
+        ("training=null", "cannot be built or run"),
+        ("_target_=torch.nn.Identity", "not a workspace"),
+        ("_target_=diffusion_policy.nowhere.Nothing", "cannot be imported"),
+    ],
+)
+def test_what_cannot_be_built_is_a_sentence(checkpoint, tmp_path, override, said):
+    with pytest.raises(DiffusionPolicyError) as error:
+        evaluate(checkpoint, tmp_path, overrides=[override])
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)

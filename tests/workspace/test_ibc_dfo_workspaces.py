@@ -7,7 +7,7 @@ import pytest
 import torch
 from runs import build, latest, read_log, train
 
-from diffusion_policy.common.safe_pickle import load_payload
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.policy import base_ibc_dfo_policy
 
 TINY = [

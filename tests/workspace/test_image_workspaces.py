@@ -324,9 +324,10 @@ def test_a_reference_run_gives_the_reference_losses(reference_run, tmp_path, mon
 
 def test_a_reference_checkpoint_predicts_the_reference_actions(reference_run, tmp_path):
     from diffusion_policy.dataset.pusht_image_dataset import PushTImageDataset
-    from diffusion_policy.workspace.evaluation import load_workspace
+    from diffusion_policy.workspace.evaluation import open_workspace
 
-    workspace = load_workspace(reference_run.checkpoint, tmp_path)
+    with open_workspace(reference_run.checkpoint, tmp_path) as workspace:
+        pass
     expected = reference_run.expected
     options = {k: v for k, v in workspace.cfg.task.dataset.items() if k != "_target_"}
     dataset = PushTImageDataset(**options)

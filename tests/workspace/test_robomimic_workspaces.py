@@ -12,7 +12,7 @@ from robomimic_stand_in import (
 )
 from runs import assert_same_outcome, build, latest, read_log, read_state, train
 
-from diffusion_policy.common.safe_pickle import load_payload
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.workspace.base_workspace import write_payload
 from diffusion_policy.workspace.evaluation import evaluate
 

@@ -16,8 +16,8 @@ from runs import (
     train_until,
 )
 
+from diffusion_policy.common.checkpoint_file import load_payload
 from diffusion_policy.common.errors import CheckpointError, ConfigError, NonFiniteLossError
-from diffusion_policy.common.safe_pickle import load_payload
 from diffusion_policy.workspace.train_diffusion_unet_lowdim_workspace import (
     TrainDiffusionUnetLowdimWorkspace as Workspace,
 )
