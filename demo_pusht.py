@@ -16,6 +16,8 @@ Keys:
 
 import click
 
+from diffusion_policy.common import interrupts
+
 
 @click.command(help=str(__doc__).replace("\n\n    ", "\n\n\b\n    "))
 @click.option(
@@ -45,4 +47,5 @@ def main(output: str, render_size: int, control_hz: int) -> None:
 
 
 if __name__ == "__main__":
+    interrupts.end_at_once()  # until errors_as_sentences: imports take a while
     main()

@@ -10,6 +10,8 @@ Writes eval_log.json (every metric, every video's path) and media/ into the outp
 
 import click
 
+from diffusion_policy.common import interrupts
+
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("-c", "--checkpoint", required=True, help="The .ckpt file.")
@@ -60,4 +62,5 @@ def main(
 
 
 if __name__ == "__main__":
+    interrupts.end_at_once()  # until errors_as_sentences: imports take a while
     main()

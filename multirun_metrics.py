@@ -13,6 +13,8 @@ others back; move its train_* folder elsewhere to leave it out.
 
 import click
 
+from diffusion_policy.common import interrupts
+
 
 @click.command(help=str(__doc__).replace("\n\n", "\n\n\b\n"))
 @click.option("-i", "--input", "sweep_dir", required=True, help="The folder of the sweep.")
@@ -77,4 +79,5 @@ def main(sweep_dir, keys, interval, replace_slash, index_key, use_wandb, until_d
 
 
 if __name__ == "__main__":
+    interrupts.end_at_once()  # until errors_as_sentences: imports take a while
     main()

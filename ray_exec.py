@@ -12,6 +12,7 @@ below data/ stays. Its output appears here. Ctrl-C interrupts the command; a sec
 
 import click
 
+from diffusion_policy.common import interrupts
 from diffusion_policy.multirun.options import ray_options
 from diffusion_policy.multirun.run_command import worker_fn
 
@@ -35,4 +36,5 @@ def main(command_args, **options):
 
 
 if __name__ == "__main__":
+    interrupts.end_at_once()  # until errors_as_sentences: imports take a while
     main()

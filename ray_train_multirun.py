@@ -33,6 +33,7 @@ Exit code: 0 if all runs finished, 130 after Ctrl-C, else 1.
 
 import click
 
+from diffusion_policy.common import interrupts
 from diffusion_policy.multirun.options import ray_options
 
 NOT_FOR_RESUME = ("config_name", "config_dir", "seeds", "resume", "overrides")
@@ -73,6 +74,13 @@ NOT_FOR_RESUME = ("config_name", "config_dir", "seeds", "resume", "overrides")
     show_default=True,
     help="The same for the process that aggregates the metrics.",
 )
+@click.option(
+    "--run_timeout_s",
+    type=click.FloatRange(min=0),
+    default=86400,
+    show_default=True,
+    help="Seconds after which a run that writes nothing is killed and counts as failed; 0: never.",
+)
 @click.option("-sn", "--single_node", is_flag=True, help="All runs on one node of the cluster.")
 @click.argument("overrides", nargs=-1)
 @click.pass_context
@@ -99,4 +107,5 @@ def main(context, config_name, config_dir, seeds, resume, overrides, **options):
 
 
 if __name__ == "__main__":
+    interrupts.end_at_once()  # until errors_as_sentences: imports take a while
     main()

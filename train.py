@@ -35,10 +35,12 @@ step), checkpoints/, media/ (rollout videos) and wandb/. Make a page of it:
 
 import sys
 
-from diffusion_policy.workspace.command_line import CONFIG_DIR, OPTIONS, run_hydra
+from diffusion_policy.common import interrupts
 
 
 def describe() -> str:
+    from diffusion_policy.workspace.command_line import CONFIG_DIR, OPTIONS
+
     names = "\n".join(f"  {p.stem}" for p in sorted(CONFIG_DIR.glob("*.yaml")))
     tasks = "\n".join(f"  task={p.stem}" for p in sorted((CONFIG_DIR / "task").glob("*.yaml")))
     options = "\n".join(f"  {name}=...  {text}" for name, text in OPTIONS.items())
@@ -53,8 +55,12 @@ def main() -> None:
     if asked or not any(a.startswith(("--config-name", "-cn", "--hydra-help")) for a in sys.argv):
         (sys.stdout if asked else sys.stderr).write(describe())
         sys.exit(0 if asked else "error: --config-name is missing; choose one of the above")
+
+    from diffusion_policy.workspace.command_line import run_hydra
+
     run_hydra()
 
 
 if __name__ == "__main__":
+    interrupts.end_at_once()  # until errors_as_sentences: imports take a while
     main()

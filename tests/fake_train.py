@@ -6,6 +6,7 @@ Logs one line per epoch, and continues a log that is there. SIGINT ends it, as i
 
 fails: with exit code 3 and 30 lines of text, while <run dir>/broken exists.
 stubborn: ignores SIGINT.
+stops: itself, by SIGSTOP, while <run dir>/broken exists.
 """
 
 import json
@@ -32,6 +33,8 @@ def main() -> None:
     if "fails" in sys.argv and (run_dir / "broken").exists():
         sys.stdout.write("".join(f"line {i}\n" for i in range(30)))
         sys.exit(3)
+    if "stops" in sys.argv and (run_dir / "broken").exists():
+        os.kill(os.getpid(), signal.SIGSTOP)
     log = run_dir / "logs.json.txt"
     first = log.read_bytes().count(b"\n") if log.exists() else 0
     for epoch in range(first, n_epochs):

@@ -17,20 +17,27 @@ import json
 import logging
 import pathlib
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import zarr
 from zarr.abc.store import Store
 
 from diffusion_policy.common.episode_store import open_root
 from diffusion_policy.common.errors import DataError
+from diffusion_policy.common.waiting import Patience, Waiting, describe_holder, wait_until
 from diffusion_policy.storage.new_store import new_store
+
+if TYPE_CHECKING:
+    import filelock
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 FINGERPRINT = "fingerprint"
+
+#: With another process that makes a cache. Decoding millions of images takes hours, not days.
+PATIENCE = Patience(limit_s=24 * 3600.0)
 
 #: Up to this size the content of a source decides, wherever it lies; above, its path and times.
 _HASHED_BYTES = 64_000_000
@@ -149,6 +156,23 @@ def _write(path: pathlib.Path, fingerprint: str, build: Callable[[Store], None])
         build(store)
 
 
+def _wait_for(lock: "filelock.BaseFileLock", path: pathlib.Path) -> Any:
+    import filelock
+
+    def look(seconds: float) -> Any:
+        with contextlib.suppress(filelock.Timeout):
+            return lock.acquire(timeout=seconds)
+
+    waiting = Waiting(
+        PATIENCE,
+        lambda: f"the process that makes {path} ({describe_holder(lock.lock_file)})",
+        "finish it",
+        "end that process, and run again",
+        DataError,
+    )
+    return wait_until(look, waiting)
+
+
 def _lock(path: pathlib.Path) -> contextlib.AbstractContextManager:
     """Hold the lock of a cache; it ends with the process that holds it, killed or not."""
     import filelock
@@ -160,7 +184,7 @@ def _lock(path: pathlib.Path) -> contextlib.AbstractContextManager:
             return lock.acquire(timeout=0)
         except filelock.Timeout:
             logger.info("%s is being made by another process; waiting for it", path)
-            return lock.acquire()
+            return _wait_for(lock, path)
     except OSError as error:
         raise DataError(
             f"{path} could not be written ({error.strerror or error}); choose another path"

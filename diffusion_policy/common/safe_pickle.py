@@ -131,7 +131,7 @@ class RestrictedUnpickler(pickle._Unpickler):
         elif _is_array(target) and isinstance(state, tuple):
             Call("numpy.ndarray", fill_array)(target, state)
         elif type(target).__module__ == "numpy.dtypes" and _is_byte_order(state):
-            target.__setstate__(state)
+            target.__setstate__(state)  # type: ignore[union-attr]
         else:
             raise ForbiddenPickleError(f"a change to {describe(target)}")
 
@@ -219,7 +219,7 @@ def _storage_of_old_format(data: bytes) -> Storage:
         return _Blank()
 
     reader = _Reader(file)
-    reader.persistent_load = storage_of
+    reader.persistent_load = storage_of  # type: ignore[method-assign]
     require(isinstance(reader.load(), _Blank) and len(dtypes) == 1)
     _keys = _Reader(file).load()
     n_elements = int.from_bytes(file.read(8), "little")

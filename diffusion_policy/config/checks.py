@@ -7,6 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.shape_meta import parse_shape_meta
+from diffusion_policy.common.waiting import Patience
 
 MAX_TIMESTEPS = 100_000
 
@@ -82,6 +83,8 @@ def check_training_options(cfg: DictConfig) -> None:
             f"training.mixed_precision is {precision!r}; it can be no or bf16 (fp16 would need the "
             "losses to be scaled)"
         )
+    timeout_s = OmegaConf.select(cfg, "training.process_timeout_s")
+    Patience.from_option("training.process_timeout_s", timeout_s)
     norm = OmegaConf.select(cfg, "training.max_grad_norm")
     if norm is not None and (
         isinstance(norm, bool) or not isinstance(norm, int | float) or norm <= 0

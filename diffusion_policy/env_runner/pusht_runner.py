@@ -32,8 +32,8 @@ class PushTRunner(VectorRunner):
         fps, crf: Of the videos.
         steps_per_render: Environment steps per frame of the videos.
         past_action: Has to be False: no policy takes past actions.
-        options: tqdm_interval_sec, n_envs, n_workers, noise, policy_batch_size of
-            :class:`VectorRunner`.
+        options: tqdm_interval_sec, n_envs, n_workers, noise, policy_batch_size, worker_timeout_s
+            of :class:`VectorRunner`.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from gymnasium.vector.utils import create_empty_array
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.media import VideoFile
 from diffusion_policy.common.shape_meta import check_observations, parse_shape_meta
+from diffusion_policy.common.waiting import Patience
 from diffusion_policy.env_runner.base_runner import BaseRunner
 from diffusion_policy.env_runner.episodes import Episode, EpisodeResult
 from diffusion_policy.env_runner.policy_callers import (
@@ -27,7 +28,7 @@ from diffusion_policy.env_runner.policy_callers import (
     takes_generator,
 )
 from diffusion_policy.env_runner.rollout import Rollout
-from diffusion_policy.gym_util.async_vector_env import AsyncVectorEnv
+from diffusion_policy.gym_util.async_vector_env import WORKER_TIMEOUT_S, AsyncVectorEnv
 from diffusion_policy.gym_util.multistep_wrapper import MultiStepWrapper
 from diffusion_policy.gym_util.sync_vector_env import SyncVectorEnv
 from diffusion_policy.gym_util.vector_env import VectorEnv
@@ -86,7 +87,9 @@ class VectorRunner(BaseRunner):
         n_workers: Processes that they share; default: one per core; 0: none, all in this process.
         noise: ``episode`` or ``batch``.
         policy_batch_size: Rows of every call of the policy; default: as many as episodes play.
-        dummy_env_fn: See :class:`VectorEnv`.
+        dummy_env_fn: See :class:`AsyncVectorEnv`.
+        worker_timeout_s: Seconds after which a worker process that does not answer fails the run;
+            None: it may take for ever.
     """
 
     label = "Runner"  # in the progress bar
@@ -103,9 +106,11 @@ class VectorRunner(BaseRunner):
         noise: str = "episode",
         policy_batch_size: int | None = None,
         dummy_env_fn: Callable[[], gym.Env] | None = None,
+        worker_timeout_s: float | None = WORKER_TIMEOUT_S,
     ):
         super().__init__(output_dir)
         _check_options(n_envs, n_workers, noise, policy_batch_size)
+        Patience.from_option("worker_timeout_s", worker_timeout_s)
         self.episodes = list(episodes)
         self.env_fns = [env_fn] * (len(self.episodes) if n_envs is None else n_envs)
         self.dummy_env_fn = dummy_env_fn
@@ -114,6 +119,7 @@ class VectorRunner(BaseRunner):
         self.n_workers = n_workers
         self.noise = noise
         self.policy_batch_size = policy_batch_size
+        self.worker_timeout_s = worker_timeout_s
         self.env: VectorEnv | None = None  # while workers are up
         self._warned = False
 
@@ -168,7 +174,8 @@ class VectorRunner(BaseRunner):
 
         Raises:
             ConfigError: The policy expects other observations.
-            EnvWorkerError: An environment raised, or its process died.
+            EnvWorkerError: An environment raised, or returned a reward or an observation that is
+                not finite; or its process died, or did not answer in time.
             DiffusionPolicyError: The policy returned an action that is not finite.
         """
         if not self.episodes:
@@ -189,7 +196,11 @@ class VectorRunner(BaseRunner):
                 self.env = SyncVectorEnv(self.env_fns, copy=False)
             else:
                 self.env = AsyncVectorEnv(
-                    self.env_fns, self.dummy_env_fn, copy=False, n_workers=self.n_workers
+                    self.env_fns,
+                    self.dummy_env_fn,
+                    copy=False,
+                    n_workers=self.n_workers,
+                    worker_timeout_s=self.worker_timeout_s,
                 )
         return self.env
 
@@ -274,10 +285,10 @@ class VectorRunner(BaseRunner):
     @contextmanager
     def _progress(self) -> Iterator[Callable[[dict[int, int], dict[int, EpisodeResult]], None]]:
         """A bar over all environment steps, with the number of episodes and their score so far."""
-        from tqdm import tqdm
+        from diffusion_policy.common.progress_bar import ProgressBar
 
         n, most = len(self.episodes), self.max_steps
-        with tqdm(
+        with ProgressBar(
             total=n * most,
             desc=f"Eval {self.label} 0/{n}",
             unit="step",

@@ -10,13 +10,36 @@ from typing import Any
 import gymnasium as gym
 from gymnasium import spaces
 
-from diffusion_policy.common.errors import ConfigError, EnvWorkerError
+from diffusion_policy.common.errors import (
+    ConfigError,
+    DiffusionPolicyError,
+    EnvWorkerError,
+    message_of,
+    shorten,
+)
 from diffusion_policy.gym_util.gym021_adapter import as_gymnasium
 from diffusion_policy.gym_util.observation_buffer import ObservationBuffer
 
 logger = logging.getLogger(__name__)
 
 EnvFn = Callable[[], Any]
+
+_MOST_OF_A_TRACEBACK = 12_000  # characters
+
+
+def spaces_of(env_fn: EnvFn, name: str) -> tuple[spaces.Space, spaces.Space]:
+    """The observation space and the action space of an environment, which is built to ask.
+
+    Raises:
+        EnvWorkerError: The builder raised; the message says so of ``name``.
+    """
+    try:
+        env = as_gymnasium(env_fn())
+        found = env.observation_space, env.action_space
+        env.close()
+        return found
+    except Exception as error:
+        raise _failure(name, "its creation", error) from error
 
 
 class EnvGroup:
@@ -49,7 +72,7 @@ class EnvGroup:
                 self._check_spaces(self._envs[row])
             except Exception as error:
                 self.close()
-                raise _failure(row, "its creation", error) from error
+                raise _failure(f"environment {row}", "its creation", error) from error
 
     def _check_spaces(self, env: gym.Env) -> None:
         for name, expected in [
@@ -82,7 +105,7 @@ class EnvGroup:
             try:
                 results.append(method(row, *args))
             except Exception as error:
-                raise _failure(row, command, error) from error
+                raise _failure(f"environment {row}", command, error) from error
         return results
 
     def reset(self, row: int, seed: int | None, options: dict | None) -> dict[str, Any]:
@@ -116,9 +139,17 @@ class EnvGroup:
         self._envs = {}
 
 
-def _failure(row: int, doing: str, error: Exception) -> EnvWorkerError:
-    trace = "".join(traceback.format_exception(error)).rstrip()
-    return EnvWorkerError(
-        f"environment {row} raised {type(error).__name__} during {doing}: {error}\n"
-        f"Its traceback:\n{trace}"
-    )
+def _failure(name: str, doing: str, error: Exception) -> EnvWorkerError:
+    happened = f"{name} raised {type(error).__name__} during {doing}: {message_of(error)}"
+    if isinstance(error, DiffusionPolicyError):  # a sentence of ours, for the person at the screen
+        return EnvWorkerError(happened)
+    return EnvWorkerError(f"{happened}\nIts traceback:\n{_frames(error)}")
+
+
+def _frames(error: Exception) -> str:
+    """The traceback without its last words, which the sentence above it says."""
+    parts = traceback.format_exception(error)
+    last_words = traceback.format_exception_only(error)
+    if parts[-len(last_words) :] == last_words:  # not so of an ExceptionGroup
+        parts = parts[: -len(last_words)]
+    return shorten("".join(map(shorten, parts)).rstrip(), _MOST_OF_A_TRACEBACK)

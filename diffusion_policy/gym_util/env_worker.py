@@ -1,16 +1,17 @@
-"""The main function of an environment worker process.
+"""The main functions of environment worker processes.
 
 Every worker imports this module, so it stays light: no torch, nothing of a training script.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import os
 import signal
 import sys
-from multiprocessing import parent_process
-from multiprocessing.connection import Connection, wait
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from typing import Any
 
 import cloudpickle
@@ -18,7 +19,8 @@ import threadpoolctl
 from gymnasium import spaces
 
 from diffusion_policy.common.errors import EnvWorkerError
-from diffusion_policy.gym_util.env_group import EnvGroup
+from diffusion_policy.common.orphans import die_with
+from diffusion_policy.gym_util.env_group import EnvGroup, spaces_of
 from diffusion_policy.gym_util.observation_buffer import ObservationBuffer
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -26,62 +28,56 @@ _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS
 
 def run_worker(
     connection: Connection,
-    parent_pid: int,
+    lifeline: Connection,
     pickled_env_fns: bytes,
     rows: list[int],
     observations: ObservationBuffer,
     action_space: spaces.Space,
 ) -> None:
-    """Build the environments, then answer requests until told to stop or until the parent has gone.
+    """Build the environments, then answer requests until told to stop; be killed with the parent.
 
     Every message gets one answer: ``(True, results)``, or ``(False, text of the error)`` and the
-        end of this process.
+    end of this process.
     """
+    group = None
+    with _answering(connection, lifeline):
+        try:
+            group = EnvGroup(cloudpickle.loads(pickled_env_fns), rows, observations, action_space)
+            _limit_threads()
+            connection.send((True, None))
+            while (request := connection.recv()) is not None:
+                command, requests = request
+                _answer(connection, group.run(command, requests))
+        finally:
+            if group is not None:
+                group.close()
+
+
+def tell_spaces(
+    connection: Connection, lifeline: Connection, pickled_env_fn: bytes, name: str
+) -> None:
+    """Build an environment, called ``name``, only to answer what its spaces are."""
+    with _answering(connection, lifeline):
+        found = spaces_of(cloudpickle.loads(pickled_env_fn), name)
+        connection.send((True, cloudpickle.dumps(found)))
+
+
+@contextlib.contextmanager
+def _answering(connection: Connection, lifeline: Connection) -> Iterator[None]:
+    """The process in which environments live; what they raise is the last answer."""
     # Ctrl-C reaches the whole process group: the parent decides what happens, and closes us in
     # order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    die_with(lifeline)
     faulthandler.enable()  # a crash inside a simulator leaves a traceback
     for name in _THREAD_VARIABLES:
         os.environ[name] = "1"  # for libraries that are loaded with the environments
-
-    parent = _watch(parent_pid)
-    group = None
     try:
-        group = EnvGroup(cloudpickle.loads(pickled_env_fns), rows, observations, action_space)
-        _limit_threads()
-        connection.send((True, None))
-        while (request := _next_request(connection, parent)) is not None:
-            command, requests = request
-            _answer(connection, group.run(command, requests))
+        yield
     except EnvWorkerError as error:
         connection.send((False, str(error)))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent has gone, or has closed the vector environment in the middle of a request
-    finally:
-        if group is not None:
-            group.close()
-
-
-def _watch(parent_pid: int) -> int:
-    """Something to wait on that becomes ready when the parent dies.
-
-    The end of the pipe does not suffice: other children of the parent may hold copies of its end.
-    """
-    if hasattr(os, "pidfd_open"):
-        try:
-            return os.pidfd_open(parent_pid)
-        except ProcessLookupError:
-            raise SystemExit(1) from None
-        except OSError:
-            pass  # kernels before 5.3
-    parent = parent_process()
-    assert parent is not None
-    return parent.sentinel
-
-
-def _next_request(connection: Connection, parent: int) -> Any:
-    ready = wait([connection, parent])
-    return connection.recv() if connection in ready else None
+        pass  # the parent has closed the vector environment in the middle of a request
 
 
 def _answer(connection: Connection, results: list[Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -10,7 +11,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.common.errors import ConfigError, NonFiniteEnvError
 from diffusion_policy.gym_util.gym021_adapter import as_gymnasium
 
 _AGGREGATES = {"max": np.max, "min": np.min, "mean": np.mean, "sum": np.sum}
@@ -95,6 +96,9 @@ class MultiStepWrapper(gym.Wrapper):
     The returned reward is the aggregate of all rewards of the episode so far. Once the episode is
     over, ``step`` changes nothing and returns the same again.
 
+    A reward or an observation that is NaN or infinite raises :class:`NonFiniteEnvError`: aggregates
+    would hide it, and a policy would be blamed for the actions that follow from it.
+
     Args:
         env: A gymnasium environment, or one with the gym 0.21 interface; Box or Dict observations.
         n_obs_steps: Consecutive observations per stack.
@@ -118,6 +122,7 @@ class MultiStepWrapper(gym.Wrapper):
         self.n_obs_steps = n_obs_steps
         self.n_action_steps = n_action_steps
         self.reward_agg_method = reward_agg_method
+        self._seed: int | None = None  # of the running episode
         self._start([])
 
     def _start(self, observations: list[Any]) -> None:
@@ -135,6 +140,8 @@ class MultiStepWrapper(gym.Wrapper):
         """
         obs, info = self.env.reset(seed=seed, options=options)
         self._start([obs])
+        self._seed = seed
+        self._require_finite_obs(obs)
         return self._stacked_obs(), info
 
     def step(self, action: Any):
@@ -160,6 +167,9 @@ class MultiStepWrapper(gym.Wrapper):
         obs, reward, terminated, truncated, info = self.env.step(action)
         self.obs.append(obs)
         self.reward.append(reward)
+        if not math.isfinite(reward):
+            raise self._not_finite(f"reward is {float(reward)}")
+        self._require_finite_obs(obs)
         out_of_time = (
             self.max_episode_steps is not None and len(self.reward) >= self.max_episode_steps
         )
@@ -168,6 +178,22 @@ class MultiStepWrapper(gym.Wrapper):
         self.done.append(self.terminated or self.truncated)
         for key, value in info.items():
             self.info[key].append(value)
+
+    def _require_finite_obs(self, obs: Any) -> None:
+        leaves = obs.items() if isinstance(obs, Mapping) else [("", obs)]
+        for key, value in leaves:
+            array = np.asarray(value)
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                bad = np.argwhere(~np.isfinite(array))[0]
+                raise self._not_finite(f"observation {key}{bad.tolist()} is {array[tuple(bad)]}")
+
+    def _not_finite(self, what: str) -> NonFiniteEnvError:
+        seed = "without a seed" if self._seed is None else f"with seed {self._seed}"
+        when = f"in step {len(self.reward)}" if self.reward else "after its reset"
+        return NonFiniteEnvError(
+            f"its {what} {when} of the episode {seed}: this comes from the environment, not from "
+            "the policy's weights"
+        )
 
     def _stacked_obs(self) -> Any:
         if isinstance(self.env.observation_space, spaces.Dict):

@@ -7,7 +7,7 @@ from typing import Any
 
 from gymnasium import spaces
 
-from diffusion_policy.gym_util.env_group import EnvFn, EnvGroup
+from diffusion_policy.gym_util.env_group import EnvFn, EnvGroup, spaces_of
 from diffusion_policy.gym_util.vector_env import VectorEnv
 
 
@@ -24,6 +24,7 @@ class SyncVectorEnv(VectorEnv):
         super().__init__(
             env_fns,
             bytearray,
+            lambda: spaces_of(env_fns[0], "environment 0"),
             observation_space=observation_space,
             action_space=action_space,
             copy=copy,

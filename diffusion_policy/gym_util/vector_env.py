@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,6 @@ from gymnasium.vector.utils import batch_space
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.gym_util.env_group import EnvFn
-from diffusion_policy.gym_util.gym021_adapter import as_gymnasium
 from diffusion_policy.gym_util.observation_buffer import Allocate, ObservationBuffer
 
 _OWN_METHODS = ("reset", "step", "seed", "close")
@@ -29,9 +28,7 @@ class VectorEnv(ABC):
     Args:
         env_fns: Build one environment each, of gymnasium or of gym 0.21 style.
         allocate: Memory for the observations.
-        dummy_env_fn: Builds the environment that the spaces are read from, instead of
-            ``env_fns[0]``; for environments that must not be built in this process (it would hold a
-            GL context).
+        find_spaces: Builds an environment to ask it for its spaces, the observations' first.
         observation_space, action_space: Of one environment, if known: then none is built to ask.
         copy: Return copies of the observations, not views of memory that the next step overwrites.
     """
@@ -40,7 +37,7 @@ class VectorEnv(ABC):
         self,
         env_fns: Sequence[EnvFn],
         allocate: Allocate,
-        dummy_env_fn: EnvFn | None = None,
+        find_spaces: Callable[[], tuple[spaces.Space, spaces.Space]],
         observation_space: spaces.Space | None = None,
         action_space: spaces.Space | None = None,
         copy: bool = True,
@@ -51,10 +48,9 @@ class VectorEnv(ABC):
         self.copy = copy
         self.closed = False
         if observation_space is None or action_space is None:
-            dummy = as_gymnasium((dummy_env_fn or env_fns[0])())
-            observation_space = observation_space or dummy.observation_space
-            action_space = action_space or dummy.action_space
-            dummy.close()
+            found = find_spaces()
+            observation_space = found[0] if observation_space is None else observation_space
+            action_space = found[1] if action_space is None else action_space
         self.single_observation_space = observation_space
         self.single_action_space = action_space
         self.observation_space = batch_space(observation_space, self.num_envs)

@@ -59,6 +59,14 @@ class Backend(abc.ABC):
         """
 
     @abc.abstractmethod
+    def end(self, task: str) -> None:
+        """Kills one that runs; it has :class:`Ended` soon."""
+
+    @abc.abstractmethod
+    def describe(self, task: str) -> str:
+        """Where one that runs is, as far as that is known, and whether it is stopped."""
+
+    @abc.abstractmethod
     def kill(self) -> None:
         """Kills everything that runs, and withdraws what does not."""
 

@@ -5,12 +5,14 @@ import logging
 import time
 from collections.abc import Iterator
 
-from diffusion_policy.common.errors import DiffusionPolicyError
+from diffusion_policy.common.errors import DiffusionPolicyError, ProcessTimeoutError
+from diffusion_policy.common.waiting import wait_until
 from diffusion_policy.multirun.backend import Attempt, Backend, Ended, Started
 from diffusion_policy.multirun.monitor_process import MonitorProcess
 from diffusion_policy.multirun.progress import Progress
 from diffusion_policy.multirun.run_command import INTERRUPTED, describe_exit
 from diffusion_policy.multirun.signals import StopSignals, stop_signals
+from diffusion_policy.multirun.silence import TIMEOUT_S, Silences, patience_with_runs
 from diffusion_policy.multirun.status import State, SweepStatus
 from diffusion_policy.multirun.sweep import Sweep
 
@@ -31,6 +33,8 @@ class Launcher:
         progress: Shows them.
         max_retries: How often a run that fails is started again; it continues from its last
             checkpoint.
+        run_timeout_s: Seconds after which a run that writes nothing is killed, which is a failure;
+            0: never.
 
     Attributes:
         endings: How the last attempt of each run ended, in words, but for those that finished.
@@ -45,6 +49,7 @@ class Launcher:
         monitor: MonitorProcess,
         progress: Progress,
         max_retries: int = 0,
+        run_timeout_s: float = TIMEOUT_S,
     ):
         self._sweep = sweep
         self._status = status
@@ -54,6 +59,9 @@ class Launcher:
         self._tasks = {task.name: task for task in sweep.tasks}
         self._retries_left = dict.fromkeys(self._tasks, max_retries)
         self._open: set[str] = set()
+        patience = patience_with_runs(run_timeout_s)
+        self._silences = Silences(sweep.run_dir, backend.describe, patience)
+        self._silent: dict[str, str] = {}  # killed for it, in words
         self._n_heeded = 0
         self.endings: dict[str, str] = {}
         self.was_interrupted = False
@@ -74,6 +82,7 @@ class Launcher:
                 self._heed(stop)
                 for event in self._backend.poll(POLL_S):
                     self._take(event)
+                self._end_silent_runs()
                 self._monitor.look_after()
                 self._progress.update()
             self._end_monitor(stop)
@@ -99,6 +108,13 @@ class Launcher:
             )
         )
 
+    def _end_silent_runs(self) -> None:
+        running = [t for t in self._status.names(State.RUNNING) if t in self._open]
+        for task, sentence in self._silences.look(running).items():
+            log.warning("%s", sentence)
+            self._silent[task] = "killed, since it wrote nothing any more"
+            self._backend.end(task)
+
     def _take(self, event: Started | Ended) -> None:
         if isinstance(event, Started):
             self._take_start(event)
@@ -115,6 +131,7 @@ class Launcher:
     def _take_end(self, event: Ended) -> None:
         task, state = event.task, self._state_after(event)
         ending = event.reason if event.exit_code is None else describe_exit(event.exit_code)
+        ending = self._silent.pop(task, ending)
         self._open.discard(task)
         self._status.change(task, state=state, exit_code=event.exit_code)
         if state == State.FINISHED:
@@ -150,10 +167,16 @@ class Launcher:
             log.warning("Killing the runs; they continue from their last checkpoints.")
             self._backend.kill()
 
+    def _monitor_ends(self, stop: StopSignals, seconds: float) -> bool:
+        time.sleep(min(seconds, POLL_S))
+        return not self._monitor.is_running() or stop.count >= N_SIGNALS
+
     def _end_monitor(self, stop: StopSignals) -> None:
         self._monitor.interrupt()
-        while self._monitor.is_running() and stop.count < N_SIGNALS:
-            time.sleep(POLL_S)
+        try:
+            wait_until(lambda seconds: self._monitor_ends(stop, seconds), self._monitor.waiting())
+        except ProcessTimeoutError as error:
+            log.warning("%s", error)
         self._monitor.kill()
         try:
             self._monitor.finish()

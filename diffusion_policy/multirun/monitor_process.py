@@ -4,6 +4,7 @@ import logging
 import subprocess
 from collections.abc import Sequence
 
+from diffusion_policy.common.waiting import Patience, Waiting, describe_process
 from diffusion_policy.multirun.monitor import METRICS_DIR, MetricsMonitor
 from diffusion_policy.multirun.run_command import (
     REPOSITORY,
@@ -16,6 +17,9 @@ from diffusion_policy.multirun.run_command import (
 from diffusion_policy.multirun.sweep import CONSOLE_NAME, Sweep
 
 log = logging.getLogger(__name__)
+
+# With a monitor that is to end: it may have to send a sweep's worth of numbers to wandb.
+PATIENCE = Patience(limit_s=1800.0)
 
 
 class MonitorProcess:
@@ -66,6 +70,19 @@ class MonitorProcess:
         """Asks it to have a last look and end."""
         if self._process is not None:
             interrupt(self._process)
+
+    def waiting(self) -> Waiting:
+        """The clock of the wait for its end."""
+        return Waiting(
+            PATIENCE,
+            lambda: f"the monitor of the metrics ({describe_process(self._pid)})",
+            "end",
+            "it is killed; the metrics are computed here",
+        )
+
+    @property
+    def _pid(self) -> int | None:
+        return None if self._process is None else self._process.pid
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None

@@ -6,6 +6,7 @@ import subprocess
 import time
 from dataclasses import dataclass
 
+from diffusion_policy.common.waiting import describe_process
 from diffusion_policy.multirun.backend import Attempt, Backend, Ended, Started
 from diffusion_policy.multirun.resources import Machine, Resources
 from diffusion_policy.multirun.run_command import (
@@ -65,6 +66,12 @@ class ProcessBackend(Backend):
         self._withdraw()
         for running in self._running.values():
             interrupt(running.process)
+
+    def end(self, task: str) -> None:
+        kill(self._running[task].process)
+
+    def describe(self, task: str) -> str:
+        return describe_process(self._running[task].process.pid)
 
     def kill(self) -> None:
         self._withdraw()

@@ -17,6 +17,7 @@ from diffusion_policy.multirun.run_command import (
 )
 
 CLOSE_S = 10.0
+RESULT_S = 60.0  # for two numbers, when the task is done
 
 
 @dataclass
@@ -89,6 +90,15 @@ class RayBackend(Backend):
         for ref in self._running:
             self._ray.cancel(ref, force=False)
 
+    def end(self, task: str) -> None:
+        for ref, running in self._running.items():
+            if running.attempt.task == task:
+                self._ray.cancel(ref, force=True)
+
+    def describe(self, task: str) -> str:
+        [running] = [run for run in self._running.values() if run.attempt.task == task]
+        return f"on {_host_in_console(running) or 'a node of the cluster'}"
+
     def kill(self) -> None:
         for ref in self._running:
             self._ray.cancel(ref, force=True)
@@ -134,7 +144,7 @@ class RayBackend(Backend):
         running = self._running.pop(ref)
         task = running.attempt.task
         try:
-            host, code = self._ray.get(ref)
+            host, code = self._ray.get(ref, timeout=RESULT_S)
         except TaskCancelledError:
             return [Ended(task, None, "was killed" if running.has_started else "was not started")]
         except RayError as error:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from diffusion_policy.common.errors import DiffusionPolicyError
-from diffusion_policy.multirun.ray_backend import check_nodes, describe_error
+from diffusion_policy.multirun.ray_backend import RESULT_S, check_nodes, describe_error
 from diffusion_policy.multirun.ray_cluster import connect
 from diffusion_policy.multirun.resources import per_run_resources, this_machine
 from diffusion_policy.multirun.run_command import data_folder, worker_fn
@@ -74,6 +74,6 @@ def _wait(ref: Any) -> int:
                 )
                 ray.cancel(ref, force=n_heeded > 1)
         try:
-            return ray.get(ref)
+            return ray.get(ref, timeout=RESULT_S)
         except RayError as error:
             raise DiffusionPolicyError(describe_error(error)) from error

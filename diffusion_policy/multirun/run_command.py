@@ -16,8 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.common.waiting import Patience, Waiting, describe_process, wait_until
 
 POLL_S = 0.01
+KILL_S = 600.0  # a killed process ends at once, but for one that waits for a disk
 TERMINATE_S = 5.0  # a child that ignores SIGTERM for so long is killed
 # Killed by SIGINT; and how train.py ends after it.
 INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)
@@ -104,7 +106,23 @@ def kill(process: subprocess.Popen) -> None:
     """SIGKILL to the command and everything in its session; returns when it is gone."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    wait_until(
+        lambda seconds: _has_ended(process, seconds),
+        Waiting(
+            Patience(limit_s=KILL_S, say_s=KILL_S / 10),
+            lambda: f"a killed command ({describe_process(process.pid)})",
+            "end",
+            "the kernel keeps it, for a disk that does not answer perhaps: restart the machine",
+        ),
+    )
+
+
+def _has_ended(process: subprocess.Popen, seconds: float) -> bool:
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def wait_for_end(process: subprocess.Popen, is_shell: bool = False) -> tuple[int, bool]:
@@ -133,9 +151,7 @@ def wait_for_end(process: subprocess.Popen, is_shell: bool = False) -> tuple[int
 def terminate(process: subprocess.Popen) -> None:
     """SIGTERM, and SIGKILL if that does not help."""
     process.terminate()
-    try:
-        process.wait(TERMINATE_S)
-    except subprocess.TimeoutExpired:
+    if not _has_ended(process, TERMINATE_S):
         kill(process)
 
 

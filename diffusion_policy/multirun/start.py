@@ -15,6 +15,7 @@ from diffusion_policy.multirun.outcome import Outcome, describe_outcome
 from diffusion_policy.multirun.progress import Progress
 from diffusion_policy.multirun.resources import per_run_resources, this_machine
 from diffusion_policy.multirun.run_command import REPOSITORY, data_folder, link_data
+from diffusion_policy.multirun.silence import TIMEOUT_S
 from diffusion_policy.multirun.status import State, SweepStatus
 from diffusion_policy.multirun.sweep import (
     Sweep,
@@ -44,6 +45,7 @@ class Options:
     num_gpus: float | None = None
     max_retries: int = 0
     monitor_max_retries: int = 3
+    run_timeout_s: float = TIMEOUT_S
     monitor_keys: Sequence[str] = ("test/mean_score",)
     data_src: str | None = None
     unbuffer_python: bool = False
@@ -107,6 +109,7 @@ def _run(
             MonitorProcess(sweep, keys, use_wandb, options.monitor_max_retries),
             Progress(sweep, status, keys),
             options.max_retries,
+            options.run_timeout_s,
         )
         launcher.run()
     return describe_outcome(

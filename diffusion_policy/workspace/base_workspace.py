@@ -186,7 +186,7 @@ class BaseWorkspace:
             )
 
     def _load_state(self, name: str, state: dict, **kwargs: Any) -> None:
-        target = self.__dict__.get(name)
+        target: Any = self.__dict__.get(name)
         if not hasattr(target, "load_state_dict"):
             raise CheckpointError(
                 f"the checkpoint holds {name!r}, but {type(self).__name__} with this "

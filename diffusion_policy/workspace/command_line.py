@@ -13,7 +13,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 import diffusion_policy.config
-from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError
+from diffusion_policy.common import interrupts
+from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError, shorten
 from diffusion_policy.config.checks import check_num_processes
 from diffusion_policy.config.hydra_node import check_hydra_node
 from diffusion_policy.config.job import job_arguments
@@ -37,6 +38,7 @@ from diffusion_policy.workspace.launch import (
     process_count,
     process_index,
 )
+from diffusion_policy.workspace.signs_of_life import patience_of
 
 CONFIG_DIR = pathlib.Path(diffusion_policy.config.__file__).parent
 
@@ -46,6 +48,8 @@ OPTIONS = {
     "training.num_processes": "N processes share every batch, one per GPU; same losses  [1]",
     "training.mixed_precision": "bf16: networks train in bfloat16  [no]",
     "training.max_grad_norm": "gradients are clipped to this norm  [no clipping]",
+    "training.process_timeout_s": "seconds that processes wait for one of them; null: ever  [3600]",
+    "task.env_runner.worker_timeout_s": "the same of workers with environments  [3600]",
     "logging.tensorboard": "True: write tensorboard/ as well  [False]",
 }
 _OPTION = re.compile("(" + "|".join(map(re.escape, OPTIONS)) + ")=")
@@ -53,22 +57,28 @@ _JOB_NAME, _RUN_DIR = "hydra.job.name", "hydra.run.dir"
 _CALLBACK = "hydra.callbacks.run_directory._target_"
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 SAME_MISTAKE_S = 3.0
+MOST_OF_A_SENTENCE = 20_000  # with the traceback of a worker process below it
 
 
 @contextlib.contextmanager
 def errors_as_sentences() -> Iterator[None]:
     """Ends the process with one sentence on stderr, and exit code 1, where a user can mend the
-    cause.
+    cause; with one word and exit code 130 after Ctrl-C.
     """
     try:
-        yield
+        with interrupts.raise_once():
+            yield
+    except KeyboardInterrupt:
+        interrupts.tell()
+        sys.exit(interrupts.EXIT_INTERRUPTED)
     except DiffusionPolicyError as error:
+        sentence = shorten(str(error), MOST_OF_A_SENTENCE)
         if index := process_index():
             # Usually process 0 meets the same mistake and says so; its end then is ours.
             time.sleep(SAME_MISTAKE_S)
-            sys.stderr.write(f"error (process {index} of {process_count()}): {error}\n")
+            sys.stderr.write(f"error (process {index} of {process_count()}): {sentence}\n")
         else:
-            sys.stderr.write(f"error: {error}\n")
+            sys.stderr.write(f"error: {sentence}\n")
         sys.exit(1)
 
 
@@ -193,7 +203,7 @@ def _run_or_launch(cfg: DictConfig, job: Any) -> None:
         hydra: Any = OmegaConf.to_container(job)
         arguments = job_arguments(hydra, hydra["overrides"]["task"])
         arguments += [override(_RUN_DIR, output_dir), override(_JOB_NAME, job.job.name)]
-        sys.exit(launch(n_processes, arguments))
+        sys.exit(launch(n_processes, arguments, patience_of(cfg.training)))
     else:
         raise ConfigError(
             f"training.num_processes is {n_processes}, but {process_count()} processes were "
@@ -212,10 +222,11 @@ def _run(cfg: Any, output_dir: str | None) -> None:
     if process_count() == 1:
         _workspace_class(cfg)(cfg).run()
         return
-    from diffusion_policy.workspace.processes import connected
+    from diffusion_policy.workspace.processes import be_patient, connected
 
     with connected() as exchange:
         cfg, output_dir = exchange((cfg, output_dir))
+        be_patient(cfg.training)
         own = {"output_dir": output_dir} if process_index() else {}  # process 0 has Hydra's
         _workspace_class(cfg)(cfg, **own).run()
 
@@ -236,8 +247,8 @@ def _hint_when_interrupted(output_dir: str | None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         if output_dir is not None and not is_launched_by_us():
-            sys.stderr.write(f"\ninterrupted; {_how_to_continue(output_dir)}\n")
-        sys.exit(130)
+            interrupts.tell(f"; {_how_to_continue(output_dir)}")
+        sys.exit(interrupts.EXIT_INTERRUPTED)
 
 
 def _how_to_continue(output_dir: str) -> str:
@@ -260,7 +271,3 @@ def run_as_script(module_file: str) -> None:
     ...``).
     """
     run_hydra(config_name=pathlib.Path(module_file).stem)
-
-
-if __name__ == "__main__":  # one of the processes that launch() starts
-    run_hydra()

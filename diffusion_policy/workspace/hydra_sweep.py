@@ -22,6 +22,7 @@ from hydra.errors import CompactHydraException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
+from diffusion_policy.common import interrupts
 from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError
 from diffusion_policy.common.orphans import die_with_parent
 from diffusion_policy.config.override import is_override_of
@@ -96,11 +97,11 @@ def command_of_sweep(arguments: list[str]) -> Iterator[None]:
     except KeyboardInterrupt:
         has_dir = any(is_override_of("hydra.sweep.dir", argument) for argument in arguments)
         which = "this" if has_dir else "with hydra.sweep.dir=<folder of this sweep> this"
-        hint = f"interrupted; {which} continues the sweep: {shlex.join(['python', *arguments])}"
+        hint = f"; {which} continues the sweep: {shlex.join(['python', *arguments])}"
         if any(argument.startswith("hydra/launcher=submitit") for argument in arguments):
             hint += "\njobs that submitit has started may go on; end them first (Slurm: scancel)"
-        sys.stderr.write(f"\n{hint}\n")
-        sys.exit(130)
+        interrupts.tell(hint)
+        sys.exit(interrupts.EXIT_INTERRUPTED)
 
 
 def _check_launcher(arguments: list[str]) -> None:

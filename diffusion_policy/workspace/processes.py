@@ -14,6 +14,8 @@ mixed precision. The common case, one process and single precision, does not imp
 import contextlib
 import datetime
 import os
+import re
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,14 +25,27 @@ from torch import Tensor, nn
 
 from diffusion_policy.common.device import resolve_device
 from diffusion_policy.common.draws import PartOfBatch, get_generators, set_generators
-from diffusion_policy.common.errors import ConfigError, DeviceError
+from diffusion_policy.common.errors import (
+    ConfigError,
+    DeviceError,
+    ProcessDiedError,
+    ProcessTimeoutError,
+    message_of,
+)
+from diffusion_policy.common.waiting import Patience
 from diffusion_policy.dataset.batching import rows_of_process
 from diffusion_policy.workspace.launch import die_with_launcher, process_count, process_index
 from diffusion_policy.workspace.rng import get_rng_state, set_rng_state
+from diffusion_policy.workspace.signs_of_life import TIMEOUT_S, SignsOfLife, patience_of
 
-# Others wait while process 0 rolls out, which may take hours. A process that died is noticed
-# otherwise: its connections close, and the launcher ends the rest.
-PATIENCE = datetime.timedelta(days=7)
+# Collective operations wait for ever: others wait while process 0 rolls out, which may take hours.
+# A process that died closes its connections; one that is stopped gives no signs of life.
+_FOR_EVER = datetime.timedelta(days=365)
+# The launcher ends this process when another one has ended, and has the last word.
+_LAST_WORD_S = 5.0
+_LOST = re.compile(r"Connection (closed|reset) by peer|Broken pipe|remote process exited", re.I)
+
+_signs: SignsOfLife | None = None  # while the processes are connected
 
 
 @contextlib.contextmanager
@@ -40,16 +55,60 @@ def connected() -> Iterator[Callable[[Any], Any]]:
     Yields:
         :func:`exchange`.
     """
+    global _signs
     import torch.distributed as dist
 
     die_with_launcher()
+    index, count = process_index(), process_count()
+    store, notes = _meet_first()
     # Both at once: objects travel over gloo, gradients over what fits the device.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    with SignsOfLife(notes, index, count, Patience(TIMEOUT_S)) as _signs:
+        try:
+            dist.init_process_group(
+                backend, store=store, rank=index, world_size=count, timeout=_FOR_EVER
+            )
+            yield exchange
+        except RuntimeError as error:
+            if not _LOST.search(str(error)):
+                raise
+            time.sleep(_LAST_WORD_S)
+            raise ProcessDiedError(
+                "the connection to another process of the run was lost: it has ended; its own last "
+                "words say why, the run continues from its last checkpoint"
+            ) from error
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            _signs = None
+
+
+def _meet_first() -> tuple[Any, Any]:
+    """Where the processes find each other, and where they write their signs of life: a connection
+    of its own to the same place, since the process group blocks the other one.
+    """
+    import torch.distributed as dist
+    from torch.distributed.rendezvous import rendezvous
+
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    limit = datetime.timedelta(seconds=TIMEOUT_S)
     try:
-        yield exchange
-    finally:
-        dist.destroy_process_group()
+        store, *_ = next(rendezvous("env://", timeout=limit))
+        own = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+            address, port, is_master=False, wait_for_workers=False, timeout=limit
+        )
+    except dist.DistError as error:
+        raise ProcessTimeoutError(
+            f"the processes of the run have not met: {message_of(error)}; start it again"
+        ) from error
+    notes = dist.PrefixStore("signs of life", own)  # pyright: ignore[reportPrivateImportUsage]
+    return store, notes
+
+
+def be_patient(training: Any) -> None:
+    """From now on the processes wait for each other as :func:`.signs_of_life.patience_of` says."""
+    if _signs is not None:
+        _signs.be_patient(patience_of(training))
 
 
 def exchange(value: Any) -> Any:
@@ -58,9 +117,15 @@ def exchange(value: Any) -> Any:
         return value
     import torch.distributed as dist
 
+    _meet()
     box = [value]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
+
+
+def _meet() -> None:
+    if _signs is not None:
+        _signs.meet()
 
 
 class Processes:
@@ -138,6 +203,8 @@ class Processes:
         """
         if self.count == 1:
             return
+        if _signs is not None:
+            _signs.now(f"training epoch {epoch}")
         state = exchange(get_rng_state())
         if state["cuda"]:  # process 0 draws on its first device, each process on its own
             state["cuda"] = state["cuda"][:1] * torch.cuda.device_count()
@@ -147,6 +214,17 @@ class Processes:
         self._own_stream = get_generators(self.device)
         set_generators(common, self.device)
 
+    @contextlib.contextmanager
+    def doing(self, what: str, takes_long: bool = False) -> Iterator[None]:
+        """Within this, other processes that wait for this one know what it is doing.
+
+        Args:
+            what: in words.
+            takes_long: they wait for as long as it lives, whatever the limit of waiting is.
+        """
+        with contextlib.nullcontext() if _signs is None else _signs.doing(what, takes_long):
+            yield
+
     # ---- sharing a batch -------------------------------------------------------------------------
 
     @contextlib.contextmanager
@@ -155,6 +233,7 @@ class Processes:
         if self.count == 1:
             yield
             return
+        _meet()
         rows = rows_of_process(n_rows, self.index, self.count)
         self._weight = len(rows) / n_rows
         rows = rows or range(1)  # fewer rows than processes: computed, but it does not count
@@ -173,6 +252,7 @@ class Processes:
         """
         self._losses = losses
         if self._accelerator is not None:
+            _meet()
             self._losses = self._accelerator.prepare(_Losses(policy, losses))
 
     def losses(self, batch: dict[str, Any]) -> dict[str, Tensor]:
@@ -201,6 +281,7 @@ class Processes:
             return losses
         import torch.distributed as dist
 
+        _meet()
         values = torch.stack([value.float() for value in losses.values()]) * self._weight
         dist.all_reduce(values)
         return dict(zip(losses, values, strict=True))

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, open_dict
-from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from diffusion_policy.common.checkpoint_util import TopKCheckpointManager, link_or_copy
 from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.common.progress_bar import ProgressBar
 from diffusion_policy.common.pytorch_util import dict_apply
 from diffusion_policy.config.checks import check_config
 from diffusion_policy.config.instantiate import instantiate
@@ -185,7 +185,8 @@ class TrainWorkspace(BaseWorkspace):
             while self.epoch < self.settings.num_epochs:
                 step_log = self.train_epoch()
                 if self.processes.is_main:
-                    step_log |= self.evaluate_epoch()
+                    with self.processes.doing("evaluating", takes_long=True):
+                        step_log |= self.evaluate_epoch()
                     self.run_logger.log(step_log, step=self.global_step)
                     if self.is_due("checkpoint_every") or self.is_last_epoch():
                         self.write_checkpoints(step_log)
@@ -355,8 +356,8 @@ class TrainWorkspace(BaseWorkspace):
             batch = self.to_device(dataset.__getitems__(indices).batch)
         self.sampling_batch = batch
 
-    def progress_bar(self, description: str, total: int) -> tqdm:
-        return tqdm(
+    def progress_bar(self, description: str, total: int) -> ProgressBar:
+        return ProgressBar(
             desc=description,
             total=total,
             leave=False,

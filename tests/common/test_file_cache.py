@@ -4,6 +4,8 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -15,6 +17,7 @@ from diffusion_policy.common import file_cache
 from diffusion_policy.common.errors import DataError
 from diffusion_policy.common.file_cache import cached, fingerprint_of, identity_of, rebuild
 from diffusion_policy.common.replay_buffer import ReplayBuffer
+from diffusion_policy.common.waiting import Patience
 
 MINE = fingerprint_of(options="mine")
 
@@ -226,3 +229,29 @@ def test_a_large_source_is_its_path_size_and_time(tmp_path, monkeypatch):
 def test_a_source_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match="nothing does not exist"):
         identity_of(tmp_path / "nothing")
+
+
+def test_another_process_that_never_finishes_it_is_named(path, monkeypatch, caplog):
+    monkeypatch.setattr(file_cache, "PATIENCE", Patience(limit_s=1.0, say_s=0.3))
+    code = (
+        "import sys, time, filelock;"
+        "lock = filelock.FileLock(sys.argv[1]);"
+        "lock.acquire(); print(flush=True); time.sleep(300)"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, f"{path}.lock"], stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    other.stdout.readline()
+    other.send_signal(signal.SIGSTOP)
+    try:
+        with pytest.raises(
+            DataError, match=r"did not finish it within 1\.0 s; end that process"
+        ) as caught:
+            cached(path, "f", builder(1), read)
+        assert f"pid {other.pid}, which is stopped" in str(caught.value)
+        assert f"the process that makes {path}" in caplog.text
+    finally:
+        other.kill()
+        other.wait()
+    assert cached(path, "f", builder(1), read) == 1

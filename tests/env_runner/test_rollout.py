@@ -3,17 +3,19 @@
 import logging
 import os
 import pathlib
+import re
 import signal
 import sys
+import time
 
 import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-import tqdm
 from gymnasium import spaces
 
+from diffusion_policy.common import progress_bar
 from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError, EnvWorkerError
 from diffusion_policy.common.media import VideoFile
 from diffusion_policy.env_runner.base_lowdim_runner import BaseLowdimRunner
@@ -366,7 +368,7 @@ def test_the_policy_runs_without_gradients(tmp_path):
 def test_the_bar_grows_to_full_with_episodes_and_score(tmp_path, monkeypatch, options):
     bars = []
 
-    class Bar(tqdm.tqdm):
+    class Bar(progress_bar.ProgressBar):
         def __init__(self, *args, **kwargs):
             super().__init__(*args, **kwargs)
             bars.append(self)
@@ -377,7 +379,7 @@ def test_the_bar_grows_to_full_with_episodes_and_score(tmp_path, monkeypatch, op
             super().update(n)
             self.states.append((self.n, self.desc))
 
-    monkeypatch.setattr(tqdm, "tqdm", Bar)
+    monkeypatch.setattr(progress_bar, "ProgressBar", Bar)
     log = run(tmp_path, **options)
     (bar,) = bars
     assert bar.total == 7 * MAX_STEPS
@@ -437,6 +439,55 @@ def test_a_worker_killed_in_a_rollout_is_reported_and_the_next_rollout_has_new_o
     runner.close()
 
 
+class NotFinite(Drift):
+    """A reward or an observation turns NaN in the third step of one episode."""
+
+    what = "reward"
+
+    def step(self, action):
+        obs, reward, *rest = super().step(action)
+        if self.seed_ == 1001 and self.t == 3:
+            if self.what == "reward":
+                reward = float("nan")
+            else:
+                obs[1] = float("nan")
+        return obs, reward, *rest
+
+
+class ObservesNaN(NotFinite):
+    what = "observation"
+
+
+@pytest.mark.parametrize("options", [{"n_workers": 0}, {"n_workers": 2}, {"noise": "batch"}])
+@pytest.mark.parametrize(
+    ("cls", "what"), [(NotFinite, "reward is nan"), (ObservesNaN, r"observation \[1\] is nan")]
+)
+def test_a_reward_or_an_observation_that_is_not_finite_is_not_blamed_on_the_policy(
+    tmp_path, cls, what, options
+):
+    with pytest.raises(EnvWorkerError) as caught:
+        run(tmp_path, env_fn=lambda: make_env(cls), **options)
+    text = str(caught.value)
+    assert re.match(
+        rf"environment 3 raised NonFiniteEnvError during step: its {what} in step 3 of the episode "
+        "with seed 1001: this comes from the environment, not from the policy's weights$",
+        text,
+    ), text
+
+
+def test_a_rollout_does_not_wait_for_ever(tmp_path):
+    class Stuck(Drift):
+        def step(self, action):
+            time.sleep(1000)
+
+    runner = ToyRunner(
+        str(tmp_path), env_fn=lambda: make_env(Stuck), n_workers=2, worker_timeout_s=5
+    )
+    with pytest.raises(EnvWorkerError, match=r"environments 0, .* did not answer .* within 5.0 s"):
+        runner.run(NoisyPolicy())
+    assert runner.env is None
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("options", [{}, {"noise": "batch"}, {"policy_batch_size": 4}])
 def test_an_action_that_is_not_finite_stops_the_rollout(tmp_path, value, options):
@@ -469,6 +520,7 @@ def test_a_policy_of_another_obs_dim_is_refused(tmp_path):
     [
         ({"n_envs": 0}, "n_envs is 0"),
         ({"n_workers": -1}, "n_workers is -1"),
+        ({"worker_timeout_s": 0}, "worker_timeout_s is 0; set it to seconds"),
         ({"noise": "pink"}, "noise is 'pink', expected one of"),
         ({"policy_batch_size": 0}, "policy_batch_size is 0"),
         ({"policy_batch_size": 4, "noise": "batch"}, "remove one of the two"),

@@ -1,64 +1,25 @@
 """Workers that die, hang or are orphaned: always one clear error, never a hang."""
 
-import multiprocessing
+import ctypes
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
+from multiprocessing import forkserver
 
 import cloudpickle
-import gymnasium as gym
-import numpy as np
 import psutil
 import pytest
-from gymnasium import spaces
+from troubled_env import KNOWN_SPACES, Trouble, workers_left
 
 from diffusion_policy.common.errors import ConfigError, EnvWorkerError
-from diffusion_policy.gym_util import async_vector_env
+from diffusion_policy.gym_util import worker_process
 from diffusion_policy.gym_util.async_vector_env import AsyncVectorEnv
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-
-
-class Trouble(gym.Env):
-    """Does what the action says."""
-
-    observation_space = action_space = spaces.Box(-9, 9, (1,), np.float32)
-
-    def reset(self, *, seed=None, options=None):
-        return np.zeros(1, np.float32), {}
-
-    def step(self, action):
-        if action[0] == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if action[0] == 2:
-            os._exit(7)
-        if action[0] == 3:
-            sys.exit(3)
-        if action[0] == 4:
-            time.sleep(1000)
-        if action[0] == 5 and os.fork() > 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        elif action[0] == 5:  # like a simulator server, it outlives the worker and holds its pipe
-            time.sleep(5)
-            os._exit(0)
-        return np.zeros(1, np.float32), 0.0, False, False, {}
-
-    def pid(self):
-        return os.getpid()
-
-    def unsendable(self):
-        return lambda: None
-
-
-# With these no environment is built in this process.
-KNOWN_SPACES = {
-    "observation_space": Trouble.observation_space,
-    "action_space": Trouble.action_space,
-}
 
 
 @pytest.fixture
@@ -67,10 +28,6 @@ def env():
     env.reset()
     yield env
     env.close()
-
-
-def workers_left():
-    return [p for p in multiprocessing.active_children() if p.name.startswith("env-worker")]
 
 
 @pytest.mark.parametrize(
@@ -93,7 +50,7 @@ def test_a_worker_that_dies_in_a_step_is_reported_with_its_exit_code(env, action
 
 
 def test_a_dead_worker_is_reported_while_another_one_hangs(env, monkeypatch):
-    monkeypatch.setattr(async_vector_env, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(worker_process, "CLOSE_SECONDS", 0.2)
     with pytest.raises(EnvWorkerError, match=r"environments 2, 3 .*SIGKILL"):
         env.step([[4], [0], [0], [1]])
     assert not workers_left()
@@ -117,6 +74,64 @@ def test_a_worker_that_dies_at_its_start_is_reported():
     assert not workers_left()
 
 
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        (os.abort, r"was killed by signal 6 \(SIGABRT\)"),
+        (lambda: os._exit(5), "ended with exit code 5"),
+        (lambda: os.kill(os.getpid(), signal.SIGSEGV), r"was killed by signal 11 \(SIGSEGV\)"),
+        (lambda: ctypes.string_at(0), r"was killed by signal 11 \(SIGSEGV\)"),
+    ],
+)
+@pytest.mark.parametrize("n_workers", [1, 2])
+def test_a_constructor_that_ends_its_process_takes_no_other_one_down(how, reason, n_workers):
+    AsyncVectorEnv([Trouble], n_workers=1).close()  # the server that forks workers is running
+    server = forkserver._forkserver._forkserver_pid
+
+    with pytest.raises(EnvWorkerError, match=f"environment 0 .*died during its creation.*{reason}"):
+        AsyncVectorEnv([how, Trouble], n_workers=n_workers)
+    with pytest.raises(EnvWorkerError, match=f"environments 1 .*died during its start.*{reason}"):
+        AsyncVectorEnv([Trouble, how], n_workers=2)
+    assert not workers_left()
+    env = AsyncVectorEnv([Trouble], n_workers=1)
+    env.close()
+    assert forkserver._forkserver._forkserver_pid == server
+
+
+@pytest.mark.parametrize("known", [{}, KNOWN_SPACES])
+def test_a_constructor_that_raises_is_a_sentence_with_the_traceback_of_the_worker(known):
+    def connect():
+        raise OSError("no simulator at port 7")
+
+    with pytest.raises(EnvWorkerError) as caught:
+        AsyncVectorEnv([connect], **known)
+    first, second, *frames = str(caught.value).splitlines()
+    assert first == "environment 0 raised OSError during its creation: no simulator at port 7"
+    assert second == "Its traceback:"
+    assert any("in connect" in line for line in frames)
+    assert str(caught.value).count("no simulator at port 7") == 2  # and in the line of code
+
+
+def test_a_long_text_of_an_exception_is_told_once_and_shortened(env):
+    class Verbose(Trouble):
+        def step(self, action):
+            try:
+                raise KeyError("b" * 10_000_000)
+            except KeyError as error:
+                raise ValueError("a" * 10_000_000) from error
+
+    env = AsyncVectorEnv([Verbose], n_workers=1)
+    env.reset()
+    with pytest.raises(EnvWorkerError) as caught:
+        env.step([[0]])
+    text = str(caught.value)
+    assert text.startswith("environment 0 raised ValueError during step: aaa")
+    assert text.count("a" * 1000) == 4
+    assert "[... 9,996,000 characters left out ...]" in text
+    assert "Traceback" in text
+    assert len(text) < 20_000
+
+
 def test_a_result_that_cannot_be_sent_is_reported(env):
     with pytest.raises(EnvWorkerError, match="cannot be sent to the main process"):
         env.call("unsendable")
@@ -127,7 +142,7 @@ def test_close_ends_workers_that_hang(monkeypatch):
         def close(self):
             time.sleep(1000)
 
-    monkeypatch.setattr(async_vector_env, "_CLOSE_SECONDS", 0.2)
+    monkeypatch.setattr(worker_process, "CLOSE_SECONDS", 0.2)
     env = AsyncVectorEnv([Stuck] * 2, n_workers=2, **KNOWN_SPACES)
     env.close()
     assert not workers_left()

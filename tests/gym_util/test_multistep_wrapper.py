@@ -7,7 +7,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.common.errors import ConfigError, NonFiniteEnvError
 from diffusion_policy.gym_util import multistep_wrapper as ms
 from diffusion_policy.gym_util.multistep_wrapper import MultiStepWrapper
 
@@ -182,3 +182,40 @@ def test_repeated_spaces_keep_bounds_dtypes_and_the_order_of_keys():
     assert list(ms.repeated_space(both, 2).spaces) == ["z", "a"]
     with pytest.raises(RuntimeError, match="Discrete"):
         ms.repeated_space(spaces.Discrete(3), 2)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, np.float32("nan")])
+@pytest.mark.parametrize("method", ["max", "min"])
+def test_a_reward_that_is_not_finite_is_named_and_not_aggregated_away(bad, method):
+    env = MultiStepWrapper(Sum([1.0, 0.5, bad, 2.0]), 2, 4, reward_agg_method=method)
+    env.reset(seed=17)
+    with pytest.raises(
+        NonFiniteEnvError,
+        match=rf"its reward is {float(bad)} in step 3 of the episode with seed 17",
+    ):
+        env.step(np.zeros((4, 2)))
+
+
+@pytest.mark.parametrize("dict_obs", [False, True])
+def test_an_observation_that_is_not_finite_is_named(dict_obs):
+    env = MultiStepWrapper(Sum([1.0], dict_obs=dict_obs), 2, 3)
+    env.reset()
+    name = "a" if dict_obs else ""
+    with pytest.raises(
+        NonFiniteEnvError,
+        match=rf"its observation {name}\[1\] is nan in step 2 of the episode without a seed: "
+        "this comes from the environment",
+    ):
+        env.step(np.array([[0, 0], [0, np.nan], [0, 0]]))
+
+
+def test_a_start_that_is_not_finite_is_named():
+    class Lost(Sum):
+        def _obs(self):
+            return np.full(3, np.inf, np.float32)
+
+    env = MultiStepWrapper(Lost([1.0]), 2, 3)
+    with pytest.raises(
+        NonFiniteEnvError, match="is inf after its reset of the episode with seed 3"
+    ):
+        env.reset(seed=3)

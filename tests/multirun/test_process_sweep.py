@@ -2,11 +2,13 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 import sweeps
 from child_processes import children, is_alive, wait_until_gone
@@ -184,3 +186,46 @@ def test_a_finished_sweep_has_nothing_to_do(tmp_path):
     finish(resume(folder, *PROCESS))
     assert "All runs have finished" in finish(resume(folder, *PROCESS))
     assert attempts(folder) == [1, 1]
+
+
+def stopped_child(process):
+    """Process id of the run that has stopped itself."""
+    runs = children(process, "fake_train.py", "stops")
+    return next((run.pid for run in runs if run.status() == psutil.STATUS_STOPPED), None)
+
+
+def test_a_run_that_stopped_is_named_killed_and_tried_again(tmp_path):
+    folder = sweeps.write_fake_sweep(tmp_path / "sweep", 2, behaviours=["", "stops"])
+    (folder / "train_1" / "broken").touch()
+    process = resume(folder, *PROCESS, "--run_timeout_s=6", "--max_retries=1")
+    stopped = wait_for(lambda: stopped_child(process), process)
+    (folder / "train_1" / "broken").unlink()
+    output = finish(process)
+    name = rf"train_1 \(pid {stopped}, which is stopped; `kill -CONT {stopped}` lets it go on\)"
+    assert re.search(
+        rf"waiting for {name}: it has yet to write anything to {folder}/train_1", output
+    )
+    assert re.search(rf"{name} did not write anything .* within 6\.0 s; it is killed", output)
+    assert "train_1 failed (killed, since it wrote nothing any more); it continues" in output
+    assert states(folder) == ["finished", "finished"]
+    assert attempts(folder) == [1, 2]
+    wait_until_gone(stopped)
+
+
+def test_a_stopped_monitor_does_not_keep_a_sweep_from_its_end(tmp_path):
+    folder = sweeps.write_fake_sweep(tmp_path / "sweep", 2, n_epochs=40)
+    program = (
+        "import diffusion_policy.multirun.monitor_process as m, runpy, sys;"
+        "m.PATIENCE = m.Patience(2.0, 1.0);"
+        "sys.argv = ['ray_train_multirun.py', *sys.argv[1:]];"
+        "runpy.run_path('ray_train_multirun.py', run_name='__main__')"
+    )
+    process = start("-c", program, "--resume", folder, *PROCESS, script="-B")
+    wait_for(lambda: n_epochs(folder / "train_0"), process)
+    [monitor] = children(process, "multirun_metrics.py")
+    monitor.suspend()
+    output = finish(process)
+    assert f"the monitor of the metrics (pid {monitor.pid}, which is stopped" in output
+    assert "did not end within 2.0 s" in output
+    assert json.loads((folder / "metrics" / "metrics.json").read_text())["epoch"] == 39
+    wait_until_gone(monitor.pid)

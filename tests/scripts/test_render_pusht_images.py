@@ -1,6 +1,5 @@
 """Images drawn from the states of demonstrations."""
 
-import functools
 import os
 import pathlib
 import shutil
@@ -86,8 +85,11 @@ def test_several_processes_draw_what_one_draws():
 
 
 def test_a_process_that_dies_is_reported_and_nothing_is_written(tmp_path, monkeypatch):
-    dying = functools.partial(ProcessPoolExecutor, initializer=os._exit, initargs=(3,))
-    monkeypatch.setattr(worker_pool, "ProcessPoolExecutor", dying)
+    class Dying(ProcessPoolExecutor):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options | {"initializer": os._exit, "initargs": (3,)})
+
+    monkeypatch.setattr(worker_pool, "ProcessPoolExecutor", Dying)
     source = make_store(tmp_path / "a.zarr", (100,))  # two blocks
     with pytest.raises(EnvWorkerError, match="a worker process died"):
         render_images(source, tmp_path / "b.zarr", workers=2)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 import torch
 from child_processes import children, wait_until_gone
@@ -62,7 +63,7 @@ def wait_for_lines(run_dir, n, process):
 
 def processes_of(launcher):
     """Process ids of the two that share the batches."""
-    first, second = children(launcher, "diffusion_policy.workspace.command_line")
+    first, second = children(launcher, "diffusion_policy.workspace.rank")
     return first.pid, second.pid
 
 
@@ -160,6 +161,55 @@ def test_ctrl_c_ends_all_and_says_how_to_go_on(tiny_config, start, tmp_path):
     assert "Traceback" not in output
     wait_until_gone(*ranks)
     assert latest(run_dir).is_file()
+
+
+STOPPED = r"pid \d+, which is stopped; `kill -CONT \d+` lets it go on"
+IMPATIENT = ["training.num_processes=2", "training.process_timeout_s=4"]
+
+
+def test_a_process_that_is_stopped_ends_the_run_and_is_named(tiny_config, start, tmp_path):
+    cfg = tiny_config("training.num_epochs=500", "training.tqdm_interval_sec=0")
+    run_dir = tmp_path / "run"
+    process = start(cfg, run_dir, *IMPATIENT)
+    wait_for_lines(run_dir, 12, process)
+    ranks = processes_of(process)
+    [first] = [pid for pid in ranks if psutil.Process(pid).environ()["RANK"] == "0"]
+    os.kill(first, signal.SIGSTOP)
+    output = finish(process, code=1)
+    waits = rf"process 0 of the run \((training epoch \d+|evaluating); {STOPPED}\)"
+    assert re.search(rf"error: {waits} did not give a sign of life within 4\.0 s; ", output), output
+    assert re.search(rf"waiting for {waits}", output), output
+    assert "Traceback" not in output
+    wait_until_gone(*ranks)
+
+
+def test_when_all_processes_are_stopped_the_launcher_says_so(tiny_config, start, tmp_path):
+    cfg = tiny_config("training.num_epochs=500", "training.tqdm_interval_sec=0")
+    run_dir = tmp_path / "run"
+    process = start(cfg, run_dir, *IMPATIENT)
+    wait_for_lines(run_dir, 12, process)
+    ranks = processes_of(process)
+    for pid in ranks:
+        os.kill(pid, signal.SIGSTOP)
+    output = finish(process, code=128 + signal.SIGKILL)
+    assert re.search(rf"error: a process of the run \({STOPPED}\) and .* did not go on", output)
+    assert "Traceback" not in output
+    wait_until_gone(*ranks)
+
+
+def test_a_run_that_was_stopped_as_a_whole_goes_on(tiny_config, start, tmp_path):
+    cfg = tiny_config("training.num_epochs=30", "training.tqdm_interval_sec=0")
+    run_dir = tmp_path / "run"
+    process = start(cfg, run_dir, *IMPATIENT)
+    wait_for_lines(run_dir, 6, process)
+    everybody = [process.pid, *processes_of(process)]  # Ctrl-Z
+    for pid in everybody:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(8)
+    for pid in reversed(everybody):
+        os.kill(pid, signal.SIGCONT)
+    output = finish(process)
+    assert "error" not in output
 
 
 @pytest.mark.parametrize(
