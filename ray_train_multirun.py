@@ -82,18 +82,33 @@ NOT_FOR_RESUME = ("config_name", "config_dir", "seeds", "resume", "overrides")
     help="Seconds after which a run that writes nothing is killed and counts as failed; 0: never.",
 )
 @click.option("-sn", "--single_node", is_flag=True, help="All runs on one node of the cluster.")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="NAME",
+    help="A class, module or installed package that the configuration may name; see train.py.",
+)
+@click.option(
+    "--trust-config",
+    is_flag=True,
+    help="The configuration may name anything, so it can run any code: only for files you wrote.",
+)
 @click.argument("overrides", nargs=-1)
 @click.pass_context
-def main(context, config_name, config_dir, seeds, resume, overrides, **options):
+def main(
+    context, config_name, config_dir, seeds, resume, allow, trust_config, overrides, **options
+):
     from diffusion_policy.workspace.command_line import errors_as_sentences
 
     if (config_name is None) == (resume is None):
         raise click.UsageError("give either --config-name, for a new sweep, or --resume")
     with errors_as_sentences():
+        from diffusion_policy.config.targets import allow_targets
         from diffusion_policy.multirun.start import Options, resume_sweep, run_new_sweep
         from diffusion_policy.multirun.sweep import parse_seeds
         from diffusion_policy.multirun.terminal import given_words, messages_to_stderr
 
+        allow_targets(allow, trust_config)
         options = Options(**options, words=given_words(context, NOT_FOR_RESUME))
         with messages_to_stderr():
             if resume is not None:

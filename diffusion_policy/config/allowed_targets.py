@@ -3,16 +3,27 @@
 Exact names of classes, and of the one function that builds networks. All of them only compute,
 read data sets and roll out policies; none takes the name of something to call. A new policy,
 network, data set or runner of this project is added here; one of yours needs no entry (see
-:mod:`.targets`).
+:mod:`.targets`). Published configurations name some whose modules are still to come.
 """
 
 _OURS = """
+dataset.blockpush_lowdim_dataset.BlockPushLowdimDataset
+dataset.kitchen_lowdim_dataset.KitchenLowdimDataset
+dataset.kitchen_mjl_lowdim_dataset.KitchenMjlLowdimDataset
 dataset.mujoco_image_dataset.MujocoImageDataset
 dataset.pusht_dataset.PushTLowdimDataset
 dataset.pusht_image_dataset.PushTImageDataset
+dataset.real_pusht_image_dataset.RealPushTImageDataset
+dataset.robomimic_replay_image_dataset.RobomimicReplayImageDataset
+dataset.robomimic_replay_lowdim_dataset.RobomimicReplayLowdimDataset
 
+env_runner.blockpush_lowdim_runner.BlockPushLowdimRunner
+env_runner.kitchen_lowdim_runner.KitchenLowdimRunner
 env_runner.pusht_image_runner.PushTImageRunner
 env_runner.pusht_keypoints_runner.PushTKeypointsRunner
+env_runner.real_pusht_image_runner.RealPushTImageRunner
+env_runner.robomimic_image_runner.RobomimicImageRunner
+env_runner.robomimic_lowdim_runner.RobomimicLowdimRunner
 
 model.bet.action_ae.discretizers.k_means.KMeansDiscretizer
 model.bet.latent_generators.mingpt.MinGPT

@@ -12,7 +12,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from diffusion_policy.common.errors import ConfigError
-from diffusion_policy.config.compose import compose
+from diffusion_policy.config.compose import CONFIG_DIR, compose
+from diffusion_policy.config.targets import current_policy
 
 # Keys of the node that decide what runs. The others (directories, names, help) do not.
 _ACTING = (
@@ -21,10 +22,15 @@ _ACTING = (
 )
 
 
-def check_hydra_node(
+def is_of_hydra(override: str) -> bool:
+    """Whether an override is about Hydra itself."""
+    return override.lstrip("+~").startswith(("hydra.", "hydra/"))
+
+
+def check_config_files(
     config_name: str, config_dir: str | Path, overrides: Sequence[str], is_sweep: bool = False
 ) -> None:
-    """Refuses files that tell Hydra to build or to set something.
+    """Refuses files that tell Hydra to build or to set something; those of this project do not.
 
     Args:
         config_name, config_dir: of the command line.
@@ -33,6 +39,10 @@ def check_hydra_node(
     Raises:
         ConfigError: a file does, or the configuration cannot be composed.
     """
+    if Path(config_dir).resolve() == CONFIG_DIR or current_policy().everything:
+        return
+    if not Path(config_dir).is_dir():
+        raise ConfigError(f"--config-dir {config_dir}: there is no such folder; check the path")
     of_hydra = _acting(compose("base/run", None, [], with_hydra=True))
     for choice in _choices(list(overrides), is_sweep):
         found = _acting(compose(config_name, config_dir, choice, with_hydra=True))
@@ -61,7 +71,7 @@ def _holder(tree: Any, key: str) -> Any:
 
 def _choices(overrides: list[str], is_sweep: bool) -> Iterator[list[str]]:
     """Overrides without those of Hydra itself; of a sweep, so many that each value occurs."""
-    others = [o for o in overrides if not o.lstrip("+~").startswith(("hydra.", "hydra/"))]
+    others = [o for o in overrides if not is_of_hydra(o)]
     others += [o for o in overrides if o.lstrip("+~").startswith("hydra.searchpath=")]
     if not is_sweep:
         yield others

@@ -20,10 +20,11 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import site
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,6 +37,7 @@ TARGET = "_target_"
 
 # How a command line tells the processes that it starts.
 _VARIABLE = "DIFFUSION_POLICY_TARGETS"
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 
 @dataclass(frozen=True)
@@ -67,11 +69,6 @@ class TargetPolicy:
         everything = [self.option] if self.everything else []
         return [*everything, *(f"--allow={name}" for name in self.names)]
 
-    def to_environment(self) -> None:
-        """Lets processes that this one starts have the same policy."""
-        own = {"names": self.names, "everything": self.everything}
-        os.environ[_VARIABLE] = json.dumps(own)
-
 
 #: Of a checkpoint, or of any other file that came from somewhere.
 FOREIGN = TargetPolicy(own_code=False, option="--trust-checkpoint")
@@ -88,6 +85,31 @@ def current_policy() -> TargetPolicy:
         return policy
     given = json.loads(os.environ.get(_VARIABLE, "{}"))
     return TargetPolicy(tuple(given.get("names", ())), everything=given.get("everything", False))
+
+
+def allow_targets(names: Sequence[str], everything: bool) -> None:
+    """What the user allows on the command line, for this process and those that it starts.
+
+    Raises:
+        ConfigError: as :func:`check_names`.
+    """
+    check_names(names)
+    if names or everything:
+        os.environ[_VARIABLE] = json.dumps({"names": list(names), "everything": everything})
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Checks the values of ``--allow``.
+
+    Raises:
+        ConfigError: one is not the name of anything.
+    """
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(
+                f"--allow={name}: give the name of a class, a module or a package, as in "
+                "--allow=my_package.my_module"
+            )
 
 
 @contextlib.contextmanager

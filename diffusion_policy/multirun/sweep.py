@@ -25,13 +25,16 @@ from omegaconf import DictConfig, OmegaConf
 from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.common.regular_files import read_regular
+from diffusion_policy.config.compose import CONFIG_DIR
 from diffusion_policy.config.compose import compose as compose_as_written
+from diffusion_policy.config.hydra_node import check_config_files, is_of_hydra
 from diffusion_policy.config.override import check_overrides, override
-from diffusion_policy.config.resolvers import resolve
+from diffusion_policy.config.resolvers import plain, resolve
+from diffusion_policy.config.targets import check_targets, current_policy
 from diffusion_policy.config.yaml_files import load_yaml
 from diffusion_policy.multirun.run_command import DATA_LINK, REPOSITORY
 from diffusion_policy.multirun.watch import CONFIG_NAME
-from diffusion_policy.workspace.command_line import CONFIG_DIR, complete_overrides
+from diffusion_policy.workspace.command_line import complete_overrides
 
 SWEEP_NAME = "sweep.json"
 MAX_BYTES = 16 * 2**20  # of it
@@ -101,8 +104,11 @@ def compose(config_name: str, config_dir: str | None, overrides: Sequence[str]) 
     """
     check_overrides(overrides)
     folder = None if config_dir is None else REPOSITORY / config_dir
+    if folder is not None:
+        check_config_files(config_name, folder, complete_overrides(list(overrides)))
     cfg = compose_as_written(config_name, folder, complete_overrides(list(overrides)))
     resolve(cfg)
+    check_targets(plain(cfg))  # once, and not by every run
     return cfg
 
 
@@ -156,8 +162,10 @@ def create_sweep(
 def load_sweep(folder: str | pathlib.Path) -> Sweep:
     """The sweep of a folder that :func:`create_sweep` made.
 
+    What its runs are started with is made anew from what was asked for: a record is not a script.
+
     Raises:
-        ConfigError: It is none.
+        ConfigError: It is none, or asks for more than a configuration may.
     """
     path = pathlib.Path(folder).absolute() / SWEEP_NAME
     try:
@@ -173,8 +181,12 @@ def load_sweep(folder: str | pathlib.Path) -> Sweep:
         ) from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path} is not the record of a sweep ({error!r})") from error
-    # A folder that was moved: its commands name another one.
-    return sweep if written_in == str(sweep.folder) else extend_sweep(sweep, [])
+    check_config_files(
+        sweep.config_name, REPOSITORY / sweep.config_dir, complete_overrides(sweep.overrides)
+    )
+    if written_in != str(sweep.folder):  # a folder that was moved: what is in it names another one
+        return extend_sweep(sweep, [])
+    return _with_commands(sweep, sweep.config)
 
 
 def _check_record(sweep: Sweep) -> None:
@@ -184,6 +196,12 @@ def _check_record(sweep: Sweep) -> None:
         texts += [task.name, *task.command]
         if not re.fullmatch(r"train_[0-9]+", task.name) or not isinstance(task.command, list):
             raise ValueError(f"a run {task.name!r} with the command {task.command!r}")
+    acting = [text for text in sweep.overrides if text.startswith("-") or is_of_hydra(text)]
+    if acting and not current_policy().everything:
+        raise ConfigError(
+            f"the record of the sweep in {sweep.folder} has the override {acting[0]!r}, which "
+            "can run code; repeat with --trust-config if you wrote it"
+        )
     numbers = [*sweep.seeds, *(task.seed for task in sweep.tasks)]
     if not all(isinstance(text, str) for text in texts):
         raise TypeError("a number, or something else, in the place of a text")
@@ -240,6 +258,7 @@ def _command(sweep: Sweep, cfg: DictConfig, index: int, seed: int) -> list[str]:
         "train.py",
         f"--config-name={sweep.config_name}",
         f"--config-dir={sweep.config_dir}",
+        *current_policy().words,
         *sweep.overrides,
         *seeds,
         own("logging.name", f"{sweep.name_base}_{name}"),

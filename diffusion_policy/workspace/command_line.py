@@ -16,7 +16,7 @@ import diffusion_policy.config
 from diffusion_policy.common import interrupts
 from diffusion_policy.common.errors import ConfigError, DiffusionPolicyError, shorten
 from diffusion_policy.config.checks import check_num_processes
-from diffusion_policy.config.hydra_node import check_hydra_node
+from diffusion_policy.config.hydra_node import check_config_files
 from diffusion_policy.config.job import job_arguments
 from diffusion_policy.config.override import (
     check_current_folder,
@@ -27,7 +27,8 @@ from diffusion_policy.config.override import (
 )
 from diffusion_policy.config.resolvers import plain, resolve
 from diffusion_policy.config.targets import (
-    TargetPolicy,
+    allow_targets,
+    check_names,
     check_targets,
     current_policy,
     locate,
@@ -55,7 +56,6 @@ OPTIONS = {
 _OPTION = re.compile("(" + "|".join(map(re.escape, OPTIONS)) + ")=")
 _JOB_NAME, _RUN_DIR = "hydra.job.name", "hydra.run.dir"
 _CALLBACK = "hydra.callbacks.run_directory._target_"
-_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 SAME_MISTAKE_S = 3.0
 MOST_OF_A_SENTENCE = 20_000  # with the traceback of a worker process below it
 
@@ -123,17 +123,10 @@ def take_target_options(arguments: list[str]) -> list[str]:
     parser.add_argument("--allow", action="append", default=[])
     try:
         options, others = parser.parse_known_args(arguments)
-        wrong = [name for name in options.allow if not _NAME.fullmatch(name)]
-    except argparse.ArgumentError:
-        wrong = [""]
-    if wrong:
-        raise ConfigError(
-            f"--allow={wrong[0]}: give the name of a class, a module or a package, as in "
-            "--allow=my_package.my_module"
-        )
-    if options.trust_config or options.allow:
-        policy = TargetPolicy(tuple(options.allow), everything=options.trust_config)
-        policy.to_environment()
+    except argparse.ArgumentError:  # nothing follows --allow
+        check_names([""])
+        raise
+    allow_targets(options.allow, options.trust_config)
     return others
 
 
@@ -143,11 +136,8 @@ def _check_files(arguments: list[str], config_name: str | None) -> None:
 
     given = get_args_parser().parse_known_args(arguments)[0]
     folder, name = given.config_dir or given.config_path, given.config_name or config_name
-    if folder is None or name is None or current_policy().everything:
-        return
-    if not pathlib.Path(folder).is_dir():
-        raise ConfigError(f"--config-dir {folder}: there is no such folder; check the path")
-    check_hydra_node(name, folder, given.overrides, is_sweep=given.multirun)
+    if folder is not None and name is not None:
+        check_config_files(name, folder, given.overrides, is_sweep=given.multirun)
 
 
 def _ours(name: str) -> dict[str, str]:
