@@ -12,7 +12,7 @@ from diffusion_policy.config.override import override
 from diffusion_policy.workspace.command_line import (
     OPTIONS,
     _how_to_continue,
-    _name_job,
+    _with_ours,
     complete_overrides,
 )
 
@@ -33,20 +33,23 @@ def test_a_prefix_that_is_there_stays(prefix):
     assert complete_overrides(given) == given
 
 
+NAME = "hydra.job.name=train"
+CHECK = "++hydra.callbacks.run_directory._target_="
+CHECK += "diffusion_policy.workspace.run_directory.CheckRunDirectory"
+
+
 @pytest.mark.parametrize(
-    ("given", "named"),
+    ("given", "complete"),
     [
-        (["--config-name=x"], ["--config-name=x", "hydra.job.name=train"]),
-        (["--config-name", "x", "a=1"], ["--config-name", "x", "hydra.job.name=train", "a=1"]),
-        (
-            ["a=1", "b=2", "--config-name=x"],
-            ["hydra.job.name=train", "a=1", "b=2", "--config-name=x"],
-        ),
-        (["hydra.job.name=mine", "a=1"], ["hydra.job.name=mine", "a=1"]),
+        (["--config-name=x"], ["--config-name=x", NAME, CHECK]),
+        (["--config-name", "x", "a=1"], ["--config-name", "x", NAME, CHECK, "a=1"]),
+        (["a=1", "b=2", "--config-name=x"], [NAME, CHECK, "a=1", "b=2", "--config-name=x"]),
+        (["hydra.job.name=mine", "a=1"], [CHECK, "hydra.job.name=mine", "a=1"]),
+        ([NAME, CHECK, "a=1"], [NAME, CHECK, "a=1"]),
     ],
 )
-def test_the_job_is_named_beside_the_other_overrides(given, named):
-    assert _name_job(given, "train") == named
+def test_ours_stand_beside_the_other_overrides(given, complete):
+    assert _with_ours(given, "train") == complete
 
 
 @pytest.mark.parametrize(
@@ -62,7 +65,7 @@ def test_the_job_is_named_beside_the_other_overrides(given, named):
     "folder", ["/data/my_run", "/prüfung = 100% $HOME {a} [b] \"c\" 'd'/\n数据"]
 )
 def test_an_interrupted_run_says_how_it_continues(monkeypatch, given, folder):
-    monkeypatch.setattr(sys, "argv", ["my dir/train.py", *_name_job(given, "train")])
+    monkeypatch.setattr(sys, "argv", ["my dir/train.py", *_with_ours(given, "train")])
     start, _, command = _how_to_continue(folder).partition(": ")
     assert start == "this continues the run"
     show = ["sh", "-c", command.replace("python", "printf '%s\\0'", 1)]
