@@ -108,11 +108,17 @@ _OPTIMIZERS = {
 # Modules of torch.nn.modules, and their classes: what an encoder's head or activation may be.
 _LAYERS = {
     "activation": "ELU GELU LeakyReLU Mish ReLU ReLU6 SiLU Sigmoid Softplus Tanh",
-    "container": "Sequential ModuleList",
+    "batchnorm": "BatchNorm1d BatchNorm2d BatchNorm3d",
+    "container": "ModuleList Sequential",
+    "conv": "Conv1d Conv2d Conv3d",
     "dropout": "Dropout Dropout1d Dropout2d",
     "flatten": "Flatten Unflatten",
     "linear": "Identity Linear",
     "normalization": "GroupNorm LayerNorm",
+    "pooling": (
+        "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d AvgPool1d AvgPool2d AvgPool3d "
+        "MaxPool1d MaxPool2d MaxPool3d"
+    ),
 }
 
 

@@ -101,15 +101,14 @@ def run_hydra(config_name: str | None = None) -> None:
     from diffusion_policy.workspace.hydra_sweep import command_of_sweep
 
     given = list(sys.argv)
-    with errors_as_sentences():
+    with errors_as_sentences(), command_of_sweep(given):
         check_current_folder()
         arguments = complete_overrides(take_target_options(given[1:]))
         check_overrides(arguments)
         _check_files(arguments, config_name)
-    sys.argv[1:] = _with_ours(arguments, pathlib.Path(given[0]).stem)
-    run = hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name=config_name)(train)
-    with errors_as_sentences(), command_of_sweep(given):
-        run()
+        sys.argv[1:] = _with_ours(arguments, pathlib.Path(given[0]).stem)
+        main = hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name=config_name)
+        main(train)()
 
 
 def take_target_options(arguments: list[str]) -> list[str]:
