@@ -101,14 +101,13 @@ def run_hydra(config_name: str | None = None) -> None:
     from diffusion_policy.workspace.hydra_sweep import command_of_sweep
 
     given = list(sys.argv)
-    with errors_as_sentences():
+    run = hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name=config_name)(train)
+    with errors_as_sentences(), command_of_sweep(given):
         check_current_folder()
         arguments = complete_overrides(take_target_options(given[1:]))
         check_overrides(arguments)
         _check_files(arguments, config_name)
-    sys.argv[1:] = _with_ours(arguments, pathlib.Path(given[0]).stem)
-    run = hydra.main(version_base=None, config_path=str(CONFIG_DIR), config_name=config_name)(train)
-    with errors_as_sentences(), command_of_sweep(given):
+        sys.argv[1:] = _with_ours(arguments, pathlib.Path(given[0]).stem)
         run()
 
 
