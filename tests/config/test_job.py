@@ -19,6 +19,7 @@ def test_a_job_of_a_sweep_becomes_a_command_line_of_its_own():
                 "hydra.job.name=train",
                 "hydra/launcher=joblib",
                 "hydra.launcher.n_jobs=2",
+                "++hydra.callbacks.run_directory._target_=ours",
                 "hydra.verbose=true",
             ]
         },
