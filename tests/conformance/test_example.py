@@ -55,5 +55,13 @@ def test_the_example_learns_from_the_command_line(tmp_path):
     assert last > 0.8
     out = tmp_path / "eval"
     checkpoint = str(latest(tmp_path / "run"))
-    run(str(REPOSITORY / "eval.py"), "-c", checkpoint, "-o", str(out), "--trust-checkpoint")
+    run(
+        str(REPOSITORY / "eval.py"),
+        "-c",
+        checkpoint,
+        "-o",
+        str(out),
+        "--allow=reach",
+        "--allow=regression",
+    )
     assert json.loads((out / "eval_log.json").read_text())["test/mean_score"] == pytest.approx(last)
