@@ -7,6 +7,7 @@ configurations in it are built anew, from plain containers.
 
 import collections
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from diffusion_policy.common.pickle_calls import (
@@ -48,6 +49,10 @@ class Copy:
         self.depth = 0
 
     def of(self, value: Any) -> Any:
+        return self._visit(value, self._of_container)
+
+    def _visit(self, value: Any, copy: Callable[[Any], Any]) -> Any:
+        """Scalars as they are, and of anything else a copy; within the bounds."""
         self.n_values += 1
         if self.n_values > MAX_VALUES:
             raise ForbiddenPickleError(f"more than {MAX_VALUES:,} values")
@@ -56,9 +61,9 @@ class Copy:
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise ForbiddenPickleError(f"values nested deeper than {MAX_DEPTH} levels")
-        copy = self._of_container(value)
+        copied = copy(value)
         self.depth -= 1
-        return copy
+        return copied
 
     def _of_container(self, value: Any) -> Any:
         kind = type(value)
@@ -99,21 +104,11 @@ class Copy:
 
     def _plain(self, value: Any) -> Any:
         """A node of a configuration as dicts, lists and scalars."""
-        self.n_values += 1
-        if self.n_values > MAX_VALUES:
-            raise ForbiddenPickleError(f"more than {MAX_VALUES:,} values")
-        if type(value) in SCALARS:
-            return value
-        if not isinstance(value, Node):
-            raise ForbiddenPickleError(f"a configuration with the value {describe(value)}")
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise ForbiddenPickleError(f"values nested deeper than {MAX_DEPTH} levels")
-        plain = self._plain_node(value)
-        self.depth -= 1
-        return plain
+        return self._visit(value, self._plain_node)
 
-    def _plain_node(self, node: Node) -> Any:
+    def _plain_node(self, node: Any) -> Any:
+        if not isinstance(node, Node):
+            raise ForbiddenPickleError(f"a configuration with the value {describe(node)}")
         content = node.state.get("_content")
         if node.is_a("DictConfig") and isinstance(content, dict):
             return {key: self._plain(item) for key, item in content.items()}

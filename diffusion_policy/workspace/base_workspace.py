@@ -22,6 +22,7 @@ from diffusion_policy.common.checkpoint_util import atomic_write
 from diffusion_policy.common.errors import CheckpointError, ConfigError
 from diffusion_policy.common.safe_pickle import safe_loads
 from diffusion_policy.workspace.checkpoint_config import configuration_of
+from diffusion_policy.workspace.optimizer_state import check_optimizer
 
 logger = logging.getLogger(__name__)
 
@@ -194,7 +195,7 @@ class BaseWorkspace:
                 "use the configuration the checkpoint was made with"
             )
         try:
-            target.load_state_dict(state, **kwargs)
+            _load(target, state, **kwargs)
         except Exception as error:  # torch checks little of what it is given
             reason = f"{type(error).__name__}: " if not isinstance(error, RuntimeError) else ""
             raise CheckpointError(
@@ -261,6 +262,15 @@ class BaseWorkspace:
 def write_payload(payload: dict[str, Any], path: pathlib.Path) -> None:
     """Writes a checkpoint file atomically."""
     atomic_write(path, lambda file: torch.save(payload, file, pickle_module=dill))
+
+
+def _load(target: Any, state: dict, **kwargs: Any) -> None:
+    if not isinstance(target, torch.optim.Optimizer):
+        target.load_state_dict(state, **kwargs)
+        return
+    before = [dict(group) for group in target.param_groups]
+    target.load_state_dict(state, **kwargs)
+    check_optimizer(target, before)
 
 
 def _cpu_copy(value: Any) -> Any:
