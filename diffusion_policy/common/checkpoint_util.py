@@ -193,6 +193,7 @@ class TopKCheckpointManager:
             raise ConfigError(f"checkpoint.topk.mode is {mode!r}; set it to 'max' or 'min'")
         if k < 0:
             raise ConfigError(f"checkpoint.topk.k is {k}; set it to 0 (keep none) or more")
+        _check_file_name(format_str, format_str)  # what can be known before the first epoch ends
         self.save_dir = str(save_dir)
         self.monitor_key = monitor_key
         self.mode = mode
@@ -327,12 +328,19 @@ class TopKCheckpointManager:
 
     def _file_name(self, data: Mapping[str, Any]) -> str:
         try:
-            return self.format_str.format(**data)
+            name = self.format_str.format(**data)
         except KeyError as error:
             raise ConfigError(
                 f"checkpoint.topk.format_str {self.format_str!r} uses {error}, which is not in the "
                 "log of this epoch; name a key that is logged at every checkpoint"
             ) from error
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"checkpoint.topk.format_str {self.format_str!r} cannot be filled in ({error}); "
+                "write it as in epoch={epoch:04d}-loss={train_loss:.3f}.ckpt"
+            ) from error
+        _check_file_name(self.format_str, name)
+        return name
 
     def _is_better(self, a: float, b: float) -> bool:
         return a > b if self.mode == "max" else a < b
@@ -349,6 +357,16 @@ class TopKCheckpointManager:
         with contextlib.suppress(IndexError):  # the names do not tell the metric
             return {name: float(match["metric"]) for name, match in matches.items() if match}
         return {}
+
+
+def _check_file_name(format_str: str, name: str) -> None:
+    """What a configuration makes up is written into the folder of checkpoints, nowhere else."""
+    is_plain = "/" not in name and os.sep not in name and "\0" not in name
+    if not is_plain or name.startswith(".") or not 0 < len(os.fsencode(name)) < 240:
+        raise ConfigError(
+            f"checkpoint.topk.format_str {format_str!r} makes {name[:80]!r}, which is not the name "
+            "of a file in the folder of the checkpoints; leave out slashes"
+        )
 
 
 def _without(values: Mapping[str, float], names: Iterable[str]) -> dict[str, float]:

@@ -406,6 +406,21 @@ def test_a_format_with_an_unknown_key_is_one_sentence(tmp_path):
         topk.propose({"epoch": 0, "loss": 1.0})
 
 
+@pytest.mark.parametrize(
+    "format_str",
+    ["../{epoch}.ckpt", "/tmp/{epoch}.ckpt", "a/b.ckpt", ".hidden", "", "..", "x" * 300, "a\0b"],
+)
+def test_a_name_lies_in_the_folder_of_the_checkpoints(tmp_path, format_str):
+    with pytest.raises(ConfigError, match="which is not the name of a file in the folder"):
+        manager(tmp_path, format_str=format_str).propose({"score": 1.0, "epoch": 1})
+
+
+@pytest.mark.parametrize("format_str", ["{epoch.nothing}", "{epoch[0]}", "{epoch:x?}", "{0}"])
+def test_a_format_that_cannot_be_filled_in_is_a_sentence(tmp_path, format_str):
+    with pytest.raises(ConfigError, match=r"format_str .*(cannot be filled in|uses)"):
+        manager(tmp_path, format_str=format_str).propose({"score": 1.0, "epoch": 1})
+
+
 @pytest.mark.parametrize(("option", "value"), [("mode", "best"), ("k", -1)])
 def test_impossible_options_are_refused(tmp_path, option, value):
     with pytest.raises(ConfigError, match=f"checkpoint.topk.{option} is {value!r}"):
