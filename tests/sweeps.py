@@ -18,7 +18,7 @@ DEADLINE_S = 240
 
 
 def write_fake_sweep(folder, n_seeds=2, n_epochs=10, seconds=0.05, behaviours=()):
-    """A sweep of fake_train.py that can be run with --resume.
+    """A sweep of fake_train.py that can be run with --resume --trust-config.
 
     behaviours: what each run does, beside the ordinary.
     """
@@ -66,7 +66,7 @@ def start(*arguments, script="ray_train_multirun.py", **environment) -> subproce
 
 
 def resume(folder, *arguments, **environment) -> subprocess.Popen:
-    return start("--resume", folder, *arguments, **environment)
+    return start("--resume", folder, "--trust-config", *arguments, **environment)
 
 
 def finish(process, exit_code=0) -> str:

@@ -6,6 +6,7 @@ import pytest
 import sweeps
 
 from diffusion_policy.common.errors import ConfigError
+from diffusion_policy.config.targets import TargetPolicy, targets_allowed_by
 from diffusion_policy.multirun.outcome import describe_outcome, last_lines
 from diffusion_policy.multirun.progress import Progress
 from diffusion_policy.multirun.status import State, SweepStatus
@@ -16,7 +17,8 @@ KEY = "test/mean_score"
 
 @pytest.fixture
 def sweep(tmp_path):
-    return load_sweep(sweeps.write_fake_sweep(tmp_path / "sweep", 3, n_epochs=50))
+    with targets_allowed_by(TargetPolicy(everything=True)):
+        return load_sweep(sweeps.write_fake_sweep(tmp_path / "sweep", 3, n_epochs=50))
 
 
 @pytest.fixture

@@ -220,7 +220,7 @@ def test_a_stopped_monitor_does_not_keep_a_sweep_from_its_end(tmp_path):
         "sys.argv = ['ray_train_multirun.py', *sys.argv[1:]];"
         "runpy.run_path('ray_train_multirun.py', run_name='__main__')"
     )
-    process = start("-c", program, "--resume", folder, *PROCESS, script="-B")
+    process = start("-c", program, "--resume", folder, "--trust-config", *PROCESS, script="-B")
     wait_for(lambda: n_epochs(folder / "train_0"), process)
     [monitor] = children(process, "multirun_metrics.py")
     monitor.suspend()

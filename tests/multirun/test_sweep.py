@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 
 from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.config.override import override
+from diffusion_policy.config.targets import TargetPolicy, targets_allowed_by
 from diffusion_policy.multirun.monitor_process import monitor_command
 from diffusion_policy.multirun.run_command import REPOSITORY
 from diffusion_policy.multirun.sweep import (
@@ -223,6 +224,35 @@ def test_the_record_of_an_odd_run_is_one_sentence(make, change):
     (folder / "sweep.json").write_text(json.dumps(record))
     with pytest.raises(ConfigError, match=r"sweep\.json is not the record of a sweep"):
         load_sweep(folder)
+
+
+def test_a_record_is_no_script(make, tmp_path):
+    sweep = make("training.num_epochs=5")
+    record = json.loads((sweep.folder / "sweep.json").read_text())
+    record["tasks"][0]["command"] = ["touch", str(tmp_path / "MARK")]
+    (sweep.folder / "sweep.json").write_text(json.dumps(record))
+    assert load_sweep(sweep.folder) == sweep
+    with targets_allowed_by(TargetPolicy(everything=True)):
+        assert load_sweep(sweep.folder).tasks[0].command[0] == "touch"
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["--trust-config", "-m", "hydra.callbacks.x._target_=os.getcwd", "+hydra/launcher=x"],
+)
+def test_overrides_of_a_record_are_about_the_training(make, override):
+    sweep = make()
+    record = json.loads((sweep.folder / "sweep.json").read_text())
+    record["overrides"] = [override]
+    (sweep.folder / "sweep.json").write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="which can run code; repeat with --trust-config"):
+        load_sweep(sweep.folder)
+
+
+def test_what_the_user_allows_is_passed_on_to_the_runs(make, monkeypatch):
+    monkeypatch.setenv("DIFFUSION_POLICY_TARGETS", '{"names": ["a.b"], "everything": true}')
+    command = make().tasks[0].command
+    assert command[4:6] == ["--trust-config", "--allow=a.b"]
 
 
 @pytest.mark.parametrize(
