@@ -209,6 +209,7 @@ def test_a_sweep(attack, tmp_path, victim):
                 failures.append(f"{fate} to {victim}: {output[-1000:]}")
         else:
             process.send_signal(signal.SIGINT)  # a stopped monitor keeps it waiting, until ...
+            time.sleep(2)  # two signals that nobody has heard yet are one
             process.send_signal(signal.SIGINT)
             output, _ = process.communicate(timeout=120)
             left = family.left()
