@@ -189,13 +189,13 @@ def _finish_writing(root: zarr.Group) -> None:
     store = root.store_path.store
     if not isinstance(store, DurableStore):
         return
+    store.remove_left_overs()  # first: who is killed in the middle of the rest leaves nothing else
     ends = finished_ends(root)
     n_steps = int(ends[-1]) if len(ends) else 0
     longer = [a for a in arrays_of(root, "data").values() if a.shape[0] > n_steps]
     if not longer and not _is_unfinished(root):
         return
     store.finish()
-    store.remove_left_overs()
     for array in longer:
         logger.warning(
             "%s: %d steps of an episode that was never finished are left out; the next episode "

@@ -7,6 +7,8 @@ import json
 import os
 import pathlib
 import shutil
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -232,6 +234,19 @@ def test_opening_a_sound_recording_for_writing_changes_nothing(recording):
     before = tree(recording)
     open_for_writing(recording)
     assert tree(recording) == before
+
+
+def test_temporary_files_of_dead_writers_are_removed_and_of_living_ones_not(recording):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    left, alive = (recording / "data" / f"x.{pid}.partial" for pid in (dead.pid, os.getppid()))
+    left.write_text("half")
+    alive.write_text("half")
+    ReplayBuffer.create_from_path(recording)
+    assert left.exists(), "reading changes nothing"
+    ReplayBuffer.create_from_path(recording, mode="a")
+    assert not left.exists()
+    assert alive.exists()
 
 
 def test_a_recording_of_another_program_gets_checksums_when_it_is_extended(recording):
