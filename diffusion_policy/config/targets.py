@@ -33,6 +33,12 @@ from diffusion_policy.common.errors import ConfigError
 from diffusion_policy.config.allowed_targets import ALLOWED_TARGETS
 
 PACKAGE = "diffusion_policy"
+# What lies beside this package in its repository, and so on the path of its scripts, is not the
+# user's own code: of it, too, only what is listed may be named.
+OURS = {
+    *(PACKAGE, "benchmarks", "demo_pusht", "demo_real_robot", "eval", "eval_real_robot"),
+    *("multirun_metrics", "ray_exec", "ray_train_multirun", "setup", "tests", "train"),
+}
 TARGET = "_target_"
 
 # How a command line tells the processes that it starts.
@@ -190,7 +196,7 @@ def _targets(node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 @functools.cache
 def _is_own_code(package: str) -> bool:
     """Whether a top-level module lies outside of Python and of what is installed into it."""
-    if package in (PACKAGE, "") or package in sys.stdlib_module_names:
+    if package in OURS or package in sys.stdlib_module_names or not package:
         return False
     try:
         spec = importlib.util.find_spec(package)  # looks for it, and does not import it

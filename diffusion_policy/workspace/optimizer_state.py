@@ -46,8 +46,11 @@ def _fits(value: Any, made: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    return is_real and -1e300 < value < 1e300
+    """Whether a value is one that a computation in single or double precision can begin with."""
+    if isinstance(value, bool) or not isinstance(value, int | float | numbers.Real):
+        return False
+    number: Any = value
+    return -1e300 < number < 1e300
 
 
 def _can_be_kept(value: Any, parameter: torch.Tensor) -> bool:

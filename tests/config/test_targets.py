@@ -14,6 +14,7 @@ from diffusion_policy.config.compose import CONFIG_DIR
 from diffusion_policy.config.instantiate import instantiate
 from diffusion_policy.config.targets import (
     FOREIGN,
+    OURS,
     TargetPolicy,
     allow_targets,
     check_targets,
@@ -40,6 +41,7 @@ MALICE = [
     "diffusion_policy.model.vision.model_getter.get_r3m",
     "torch.nn.Identity.__init__.__globals__",
     "torch.optim.AdamW.__class__",
+    *("tests.sweeps.start", "ray_exec.main", "train.main", "benchmarks.bench_sampling.main"),
     *("", ".", "os", "nowhere.at.all", "torch.nn.identity", " torch.nn.Identity"),
 ]
 
@@ -157,6 +159,12 @@ def test_every_class_that_shipped_configurations_name_is_listed_if_it_exists():
         named |= set(names_in(OmegaConf.to_container(OmegaConf.load(path))))
     assert len(named) > 30
     assert named <= ALLOWED_TARGETS
+
+
+def test_what_lies_beside_the_package_is_ours():
+    beside = {path.stem for path in REPOSITORY.glob("*.py")}
+    beside |= {path.parent.name for path in REPOSITORY.glob("*/*.py")}
+    assert beside <= OURS
 
 
 def test_nobody_else_turns_names_into_objects():
