@@ -210,6 +210,14 @@ def damage(rng, name, text):
     return text + rng.choice([b"\0" * 50, b"{", b"\n\n", b"\xff", b"x: 1\n", text])
 
 
+def remove(path):
+    """Removes a file, a folder, or what :func:`exchange` has made of it."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
 def exchange(rng, path):
     """Puts something else in the place of a file or folder."""
     target = (
@@ -217,10 +225,7 @@ def exchange(rng, path):
     )
     if not os.path.lexists(target):
         return
-    if target.is_dir():
-        shutil.rmtree(target)
-    else:
-        target.unlink()
+    remove(target)
     secret = next(parent for parent in path.parents if (parent / "secret").exists()) / "secret"
     what = rng.randrange(7)
     if what == 0:
@@ -315,14 +320,6 @@ def failures(attack, place, files, attempt):
             lines.append(f"round {n} ({done}): {type(error).__name__}: {str(error)[:300]}")
         remove(folder)
     return lines, n + 1
-
-
-def remove(folder):
-    """The exchange may have made a link, or a file, of the folder itself."""
-    if folder.is_symlink() or not folder.is_dir():
-        folder.unlink(missing_ok=True)
-    else:
-        shutil.rmtree(folder)
 
 
 def test_a_report_of_an_odd_run_is_a_page_or_a_sentence(attack, place):
