@@ -14,6 +14,7 @@ from diffusion_policy.common.pickle_calls import ForbiddenPickleError
 from diffusion_policy.common.safe_pickle import brief, refusal
 from diffusion_policy.common.torch_archive import (
     ArchiveError,
+    DamagedArchiveError,
     check_archive,
     read_archive,
     read_trusted_archive,
@@ -43,6 +44,8 @@ def load_payload(path: str | Path, trust: bool = False) -> dict[str, Any]:
         raise
     except ForbiddenPickleError as error:
         raise refusal(f"checkpoint {path}", error) from error
+    except DamagedArchiveError as error:
+        raise CheckpointError(f"checkpoint {path} {error}; {_delete_it(path)}") from error
     except ArchiveError as error:
         raise CheckpointError(f"checkpoint {path} {error}; {_instead(path)}") from error
     except FileNotFoundError as error:

@@ -27,6 +27,10 @@ class ArchiveError(Exception):
     """Why a file is not a whole archive; the end of a sentence that begins with the file."""
 
 
+class DamagedArchiveError(ArchiveError):
+    """It was one once."""
+
+
 def check_archive(file: BinaryIO, size: int) -> None:
     """Makes sure that a zip is one of ``torch.save``, whole and unambiguous, before any of it is
     interpreted.
@@ -86,7 +90,7 @@ class _Archive:
     def _read(self, record: str) -> bytearray:
         """The bytes of a part; zipfile compares them with its checksum."""
         if not self._has(record):
-            raise ArchiveError(f"is not whole: its part {record[:60]} is missing")
+            raise DamagedArchiveError(f"is not whole: its part {record[:60]} is missing")
         name = f"{self._root}/{record}"
         content = bytearray(self._archive.getinfo(name).file_size)
         view, start = memoryview(content), 0
@@ -95,12 +99,14 @@ class _Archive:
                 while start < len(content):
                     block = part.read(_CHUNK_BYTES)
                     if not block:
-                        raise ArchiveError(f"is not whole: its part {record} breaks off")
+                        raise DamagedArchiveError(f"is not whole: its part {record} breaks off")
                     view[start : start + len(block)] = block
                     start += len(block)
                 part.read(1)  # the end, where the checksum is compared
         except zipfile.BadZipFile as error:
-            raise ArchiveError(f"is damaged: the checksum of its part {name} is wrong") from error
+            raise DamagedArchiveError(
+                f"is damaged: the checksum of its part {name} is wrong"
+            ) from error
         return content
 
     def _storage(self, saved_id: Any) -> Storage:
@@ -119,7 +125,7 @@ class _Archive:
             self._contents[key] = self._read(f"data/{key}")
         content = self._contents[key]
         if n_elements * kind.dtype.itemsize != len(content):
-            raise ArchiveError(
+            raise DamagedArchiveError(
                 f"is damaged: its part data/{key[:60]} has {len(content)} bytes, but the pickle "
                 f"says {n_elements} elements of {kind.dtype}"
             )
@@ -131,7 +137,7 @@ def _open(file: BinaryIO) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(file)
     except (zipfile.BadZipFile, ValueError, OSError, NotImplementedError) as error:
-        raise ArchiveError(f"is damaged ({error})") from error
+        raise DamagedArchiveError(f"is damaged ({error})") from error
 
 
 def read_trusted_archive(path: Path) -> Any:
@@ -146,5 +152,5 @@ def read_trusted_archive(path: Path) -> Any:
     with path.open("rb") as file, _open(file) as archive:
         damaged = archive.testzip()
     if damaged is not None:
-        raise ArchiveError(f"is damaged: the checksum of its part {damaged} is wrong")
+        raise DamagedArchiveError(f"is damaged: the checksum of its part {damaged} is wrong")
     return torch.load(path, map_location="cpu", pickle_module=dill, weights_only=False)

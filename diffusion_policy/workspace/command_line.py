@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import logging
 import pathlib
 import re
 import shlex
@@ -40,6 +41,8 @@ from diffusion_policy.workspace.launch import (
     process_index,
 )
 from diffusion_policy.workspace.signs_of_life import patience_of
+
+logger = logging.getLogger(__name__)
 
 CONFIG_DIR = pathlib.Path(diffusion_policy.config.__file__).parent
 
@@ -209,6 +212,8 @@ def follow() -> None:
 def _run(cfg: Any, output_dir: str | None) -> None:
     """Trains in this process; both arguments come from process 0."""
     if process_count() == 1:
+        if "process_timeout_s" in (cfg.get("training") or {}):
+            logger.warning("training.process_timeout_s changes nothing in a run of one process")
         _workspace_class(cfg)(cfg).run()
         return
     from diffusion_policy.workspace.processes import be_patient, connected

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 from hydra._internal.utils import get_args_parser
+from omegaconf import OmegaConf
 
 from diffusion_policy.config.override import override
+from diffusion_policy.workspace import command_line
 from diffusion_policy.workspace.command_line import (
     OPTIONS,
     _how_to_continue,
@@ -119,3 +121,21 @@ def test_what_hydra_cannot_read_is_one_sentence(tmp_path, folder, argument, sent
     assert sentence in done.stderr
     assert done.stderr.count("\n") == 1
     assert list((tmp_path / folder).iterdir()) == []
+
+
+@pytest.mark.parametrize("seconds", [5, None])
+def test_a_time_limit_between_processes_says_that_one_process_has_nobody_to_wait_for(
+    seconds, monkeypatch, caplog
+):
+    class Workspace:
+        def __init__(self, cfg):
+            pass
+
+        def run(self):
+            pass
+
+    monkeypatch.setattr(command_line, "_workspace_class", lambda cfg: Workspace)
+    command_line._run(OmegaConf.create({"training": {"seed": 1}}), None)
+    assert not caplog.text
+    command_line._run(OmegaConf.create({"training": {"process_timeout_s": seconds}}), None)
+    assert "training.process_timeout_s changes nothing" in caplog.text
